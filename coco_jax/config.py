@@ -1,0 +1,131 @@
+"""Every field a run can set, with its default. An experiment in configs/ starts from here."""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+ABLATIONS = ("label", "label+desc", "label+cycle", "full")
+POOLS = ("unseen", "auxiliary", "episodic")
+PROTOCOLS = ("test", "validation")
+
+
+def default() -> ConfigDict:
+    """The defaults; locked, so that a misspelt field is an error."""
+    c = ConfigDict()
+    c.seed = 0
+    c.split = "1"  # which of the dataset's class splits
+    c.ablation = "full"  # label | label+desc | label+cycle | full
+    # test: train on the seen classes, test on the unseen ones.
+    # validation: hold `validation_classes` of the seen ones out and test on those instead. All
+    # choices are made here; the unseen classes take no part in it.
+    c.protocol = "test"
+    c.validation_classes = 6
+
+    # What `coco_jax.main` runs: every ablation x split x seed named here, then one table.
+    c.ablations = ("full",)
+    c.splits = ("1",)
+    c.seeds = (0,)
+
+    c.data = ConfigDict()
+    c.data.name = ml_collections.config_dict.placeholder(str)  # a TFDS name
+    c.data.dir = "data"  # TFDS data_dir
+    c.data.batch = 64  # videos a step, over all devices
+    c.data.workers = 0  # decoding processes; 0 decodes in threads of this one
+    c.data.threads = 4
+    c.data.cache = False  # keep decoded videos in memory; for small datasets
+    c.data.sampling = "random"  # random: one frame a segment (TSN); dense: a fixed stride
+    c.data.stride = 0.08  # seconds between frames when sampling is dense
+    c.data.flip = True  # mirror half of the training clips
+    c.data.crop = 1.0  # smallest side of a training crop, as a share of the frame's; 1: no crop
+    c.data.color = 0.0  # strength of colour jitter on training clips
+    c.data.views = 1  # clips a video at evaluation, averaged
+
+    c.text = ConfigDict()
+    c.text.corpus = ml_collections.config_dict.placeholder(str)  # a TFDS name, e.g. actionhub/motion
+    c.text.templates = ("{}", "a video of {}", "a person doing {}")
+    c.text.descriptions = 8  # M: descriptions a class, drawn afresh each step
+    c.text.eval_descriptions = 64  # at evaluation, always the same ones
+    c.text.length = 32  # tokens a text, cut or padded
+    c.text.vocabulary = 512  # sentencepiece pieces
+    c.text.shuffle = False  # control: give each class another's descriptions; ruins the result
+
+    c.video = ConfigDict()
+    c.video.kind = "video"  # video: the transformer; features: an MLP over stored features
+    c.video.features = 2048  # their width
+    c.video.frames = 8
+    c.video.size = 224  # pixels a side
+    c.video.patch = 16
+    c.video.tubelet = 1  # frames a patch spans
+    c.video.width = 768
+    c.video.heads = 12
+    c.video.mlp_ratio = 4.0
+    c.video.depth = 12  # blocks within a frame
+    c.video.temporal_depth = 2  # blocks across frames
+    c.video.pool = "cls"  # cls | map | mean
+    c.video.activation = "gelu"
+    c.video.dropout = 0.0
+    c.video.patch_bias = True
+    c.video.pre_norm = False  # a LayerNorm before the first block, as CLIP has
+    c.video.mean = (0.5, 0.5, 0.5)
+    c.video.std = (0.5, 0.5, 0.5)
+
+    c.tower_text = ConfigDict()
+    c.tower_text.width = 512
+    c.tower_text.heads = 8
+    c.tower_text.mlp_ratio = 4.0
+    c.tower_text.depth = 12
+    c.tower_text.pool = "mean"  # mean | map | last
+    c.tower_text.activation = "gelu"
+    c.tower_text.dropout = 0.0
+
+    c.model = ConfigDict()
+    c.model.dim = 512  # D, the shared embedding
+    c.model.dtype = "bfloat16"  # of activations; parameters and losses are float32
+    c.model.remat = False
+    c.model.tau = 0.07  # initial temperature
+    c.model.tau_min = 0.01
+    c.model.tau_max = 1.0
+    c.model.tau_d = 0.1  # how sharply a video picks among descriptions
+    c.model.label_weight = 0.5  # w of the class semantic feature s_c
+    c.model.alpha = 0.5  # weight of the label at inference, where descriptions are used
+    c.model.lambda_desc = 1.0
+    c.model.lambda_cycle = 3.0
+    c.model.lambda_invariant = 0.0
+
+    c.cycle = ConfigDict()
+    c.cycle.pool = "unseen"  # unseen (text-transductive, the paper's) | auxiliary | episodic
+    c.cycle.form = "squared"  # squared | contrastive
+    c.cycle.heads = 1
+    c.cycle.tau_r = 0.1
+    c.cycle.learned = True
+
+    c.optimizer = ConfigDict()
+    c.optimizer.steps = 10_000
+    c.optimizer.warmup = 500
+    c.optimizer.rate = 1e-3
+    c.optimizer.final_rate = 0.0  # as a share of `rate`, at the end of the cosine
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.98
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.clip = 1.0  # global norm of the gradient
+    c.optimizer.accumulate = 1  # microbatches a step
+    # (regular expression on a parameter's path, multiplier of the rate); the first match counts.
+    c.optimizer.groups = ((".*", 1.0),)
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # -1: the devices that the other axes leave
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    # (regular expression on a parameter's path, mesh axis of each of its dimensions or None).
+    c.mesh.rules = (
+        (r".*/attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+        (r".*/attention/out/kernel", ("tensor", None, "fsdp")),
+        (r".*/mlp/up/kernel", ("fsdp", "tensor")),
+        (r".*/mlp/down/kernel", ("tensor", "fsdp")),
+        (r"text/embed/embedding", ("tensor", "fsdp")),
+        (r".*/kernel", (None, "fsdp")),
+    )
+
+    c.log_every = 10
+    c.checkpoint_every = 1_000  # steps; the last step is always kept
+    c.keep = 2  # checkpoints
+    return c.lock()

@@ -1,0 +1,89 @@
+"""A trained model's figures under a protocol: zero-shot, and generalised zero-shot."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Int
+
+from coco_jax import metrics
+from coco_jax.data.loader import Clip, evaluation_batches
+from coco_jax.data.splits import check_final
+from coco_jax.step import Params, Program, global_batch
+from coco_jax.task import Task
+
+
+def embed_videos(
+    program: Program, params: Params, task: Task, indices_N: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, "N D"]:
+    """Unit vectors of records, the mean over `config.data.views` clips of each."""
+    clip = Clip(task.dataset.records, task.config, training=False)
+    share = {"process": jax.process_index(), "processes": jax.process_count(), "clip": clip}
+    total_ND = np.zeros(())
+    for view in range(task.config.data.views):
+        parts = [
+            np.asarray(program.embed_videos(params, global_batch(program.mesh, batch["video"])))
+            for batch in evaluation_batches(task.dataset.records, indices_N, task.config, view, **share)
+        ]
+        total_ND = total_ND + np.concatenate(parts)[: len(indices_N)]
+    return total_ND / np.linalg.norm(total_ND, axis=1, keepdims=True)
+
+
+def embed_candidates(
+    program: Program, params: Params, task: Task
+) -> tuple[jax.Array, jax.Array | None, np.ndarray | None]:
+    """l_c and d_cm of the candidates, seen classes first, and which descriptions exist."""
+    labels_KPL, ids_KML, shown_KM = task.candidate_texts()
+    p_KPD = program.embed_texts(params, labels_KPL)
+    l_KD = p_KPD.mean(1)
+    l_KD = l_KD / np.linalg.norm(l_KD, axis=1, keepdims=True)
+    if ids_KML is None:
+        return l_KD, None, None
+    # A class at a time keeps a thousand classes' worth of activations out of memory.
+    d_KMD = np.stack([np.asarray(program.embed_texts(params, ids_ML[None])[0]) for ids_ML in ids_KML])
+    return l_KD, d_KMD, shown_KM
+
+
+def score_records(
+    program: Program, params: Params, task: Task, indices_N: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, "N K"]:
+    """score(v, c) of records against all candidates, seen classes first."""
+    features = embed_candidates(program, params, task)
+    v_ND = embed_videos(program, params, task, indices_N)
+    chunks = np.array_split(v_ND, max(len(v_ND) // 1024, 1))
+    return np.concatenate([np.asarray(program.scores(params, v_BD, *features)) for v_BD in chunks])
+
+
+def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
+    """All figures of one run, ready for JSON; accuracies are fractions.
+
+    Raises:
+      LeakError: test classes are asked for before training has ended.
+    """
+    check_final(step, task.config)
+    plan, seen = task.plan, len(task.plan.seen)
+    indices_N = np.concatenate([plan.test_unseen, plan.test_seen])
+    scores_NK = score_records(program, params, task, indices_N)
+    label_N = task.candidate_label[indices_N]
+    multihost_utils.sync_global_devices("evaluated")
+
+    zero_shot_NU = scores_NK[: len(plan.test_unseen), seen:]
+    label_U = label_N[: len(plan.test_unseen)] - seen
+    predicted_U = zero_shot_NU.argmax(1)
+    classes = len(plan.unseen)
+    by_class = metrics.per_class(predicted_U, label_U, classes)
+    return {
+        "top1": metrics.top_k(zero_shot_NU, label_U, 1),
+        "top5": metrics.top_k(zero_shot_NU, label_U, 5),
+        "per_class": dict(zip(plan.unseen, by_class.tolist(), strict=True)),
+        "confusion": metrics.confusion(predicted_U, label_U, classes).tolist(),
+        "generalised": (
+            metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
+        ),
+        "unseen_classes": list(plan.unseen),
+        "unseen_videos": len(plan.test_unseen),
+        "seen_videos": len(plan.test_seen),
+        "step": step,
+        "descriptions_left_out": task.left_out,
+    }

@@ -1,0 +1,85 @@
+"""The field's figures: top-k, per class, generalised zero-shot. Accuracies are fractions."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def top_k(scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int) -> float:
+    """Share of videos whose class is among the k best scores; a tie counts against the class.
+
+    A model that scores all alike thus gets 0, not luck of the order.
+    """
+    own_N1 = np.take_along_axis(scores_NK, label_N[:, None], 1)
+    # The class itself is one of those at least as good.
+    return float(((scores_NK >= own_N1).sum(1) <= k).mean())
+
+
+def per_class(
+    predicted_N: Int[np.ndarray, " N"], label_N: Int[np.ndarray, " N"], classes: int
+) -> Float[np.ndarray, " K"]:
+    """Accuracy on the videos of each class; NaN for a class without any."""
+    right_K = np.bincount(label_N, predicted_N == label_N, classes)
+    with np.errstate(invalid="ignore"):
+        return right_K / np.bincount(label_N, minlength=classes)
+
+
+def confusion(
+    predicted_N: Int[np.ndarray, " N"], label_N: Int[np.ndarray, " N"], classes: int
+) -> Int[np.ndarray, "K K"]:
+    """Counts of videos by (true class, predicted class)."""
+    return np.bincount(label_N * classes + predicted_N, minlength=classes**2).reshape(classes, -1)
+
+
+def harmonic_mean(seen: float, unseen: float) -> float:
+    """2 s u / (s + u), and 0 where both are 0 (Xian et al., arXiv 1707.00600, eq. 5)."""
+    return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
+
+
+def generalised(
+    scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], seen: int
+) -> dict[str, float]:
+    """Generalised ZSAR: seen and unseen candidates together.
+
+    Accuracies are means over classes (arXiv 1707.00600). `auc` is the area under the curve of seen
+    against unseen accuracy that an offset on all seen scores traces from -inf to inf (AUSUC of
+    Chao et al., arXiv 1605.04253), computed at every offset where a prediction changes.
+
+    Args:
+      scores_NK: of every tested video, seen classes first.
+      label_N: their classes; both kinds must occur.
+      seen: how many of the K classes are seen.
+
+    Returns:
+      `seen`, `unseen`, `harmonic` at offset 0, and `auc`.
+    """
+    is_seen_N = label_N < seen
+    best_seen_N, best_unseen_N = scores_NK[:, :seen].argmax(1), seen + scores_NK[:, seen:].argmax(1)
+    right_N = np.where(is_seen_N, best_seen_N, best_unseen_N) == label_N
+    # A video counts as seen while offset + best seen score > best unseen score.
+    margin_N = scores_NK[:, :seen].max(1) - scores_NK[:, seen:].max(1)
+    weight_N = right_N / np.bincount(label_N, minlength=scores_NK.shape[1])[label_N]
+    weight_N = weight_N / np.where(is_seen_N, *(len(set(label_N[m])) for m in (is_seen_N, ~is_seen_N)))
+
+    def accuracies(offset: float) -> tuple[float, float]:
+        taken_N = margin_N + offset > 0
+        return weight_N[is_seen_N & taken_N].sum(), weight_N[~is_seen_N & ~taken_N].sum()
+
+    # As the offset falls, videos cross from "seen" to "unseen", those of a margin at once.
+    margins_E, inverse_N = np.unique(margin_N, return_inverse=True)
+    lost_E = np.bincount(inverse_N, weight_N * is_seen_N, len(margins_E))
+    gained_E = np.bincount(inverse_N, weight_N * ~is_seen_N, len(margins_E))
+    seen_E = lost_E.sum() - np.concatenate([[0], np.cumsum(lost_E)])
+    unseen_E = np.concatenate([[0], np.cumsum(gained_E)])
+    at_zero = accuracies(0.0)
+    return {
+        "seen": float(at_zero[0]),
+        "unseen": float(at_zero[1]),
+        "harmonic": float(harmonic_mean(*at_zero)),
+        "auc": float(np.trapezoid(seen_E, unseen_E)),
+    }
+
+
+def mean_std(values: list[float]) -> dict[str, float | list[float]]:
+    """Mean, sample standard deviation (n - 1; 0 for a single run), and the runs themselves."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": spread, "runs": [float(v) for v in values]}

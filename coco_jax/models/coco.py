@@ -1,0 +1,165 @@
+"""CoCo: two towers, the alignment of their outputs, and the cycle between class semantics."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from coco_jax.models import alignment
+from coco_jax.models.alignment import normalise
+from coco_jax.models.invariance import Invariance, cycle_loss
+from coco_jax.models.text import TextTower
+from coco_jax.models.video import FeatureTower, VideoTower
+
+
+class Batch(TypedDict):
+    """What one step sees: videos, and the texts of every seen class and of the pool's.
+
+    The pool's texts are absent (length 0) where the cycle needs none; `episode` is a permutation
+    of the seen classes whose second half plays "unseen" in the episodic pool.
+    """
+
+    video: Array  # uint8 B T H W 3, or float32 B F features
+    label: Array  # int32 B, an index into the seen classes
+    label_ids: Array  # int32 K P L
+    description_ids: Array  # int32 K M L
+    pool_label_ids: Array  # int32 U P L
+    pool_description_ids: Array  # int32 U M L
+    episode: Array  # int32 K
+
+
+class CoCo(nnx.Module):
+    """The model of METHOD, its terms switched by `config.ablation`."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        model, video, text = config.model, config.video, config.tower_text
+        dtype = jnp.dtype(model.dtype)
+        self.config = FrozenConfigDict(config)
+        if video.kind == "features":
+            self.video = FeatureTower(
+                features=video.features, width=video.width, dropout=video.dropout, dtype=dtype,
+                rngs=rngs,
+            )  # fmt: skip
+        else:
+            self.video = VideoTower(
+                frames=video.frames, size=video.size, patch=video.patch, tubelet=video.tubelet,
+                width=video.width, heads=video.heads, mlp_ratio=video.mlp_ratio, depth=video.depth,
+                temporal_depth=video.temporal_depth, pool=video.pool, activation=video.activation,
+                dropout=video.dropout, patch_bias=video.patch_bias, pre_norm=video.pre_norm,
+                remat=model.remat, dtype=dtype, rngs=rngs,
+            )  # fmt: skip
+        self.text = TextTower(
+            vocabulary=config.text.vocabulary, length=config.text.length, width=text.width,
+            heads=text.heads, mlp_ratio=text.mlp_ratio, depth=text.depth, pool=text.pool,
+            activation=text.activation, dropout=text.dropout, remat=model.remat, dtype=dtype,
+            rngs=rngs,
+        )  # fmt: skip
+        self.video_out = nnx.Linear(video.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.text_out = nnx.Linear(text.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.log_tau = nnx.Param(jnp.log(jnp.float32(model.tau)))
+        self.invariance = (
+            Invariance(
+                model.dim, heads=config.cycle.heads, tau_r=config.cycle.tau_r,
+                learned=config.cycle.learned,
+            )
+            if self.uses_cycle
+            else None
+        )  # fmt: skip
+
+    @property
+    def uses_descriptions(self) -> bool:
+        """Whether the ablation has L_desc, and descriptions in s_c and in the score."""
+        return self.config.ablation in ("label+desc", "full")
+
+    @property
+    def uses_cycle(self) -> bool:
+        """Whether the ablation has Cross-action Invariance Mining."""
+        return self.config.ablation in ("label+cycle", "full")
+
+    @property
+    def tau(self) -> Float[Array, ""]:
+        """The learned temperature, clipped."""
+        model = self.config.model
+        return jnp.clip(jnp.exp(self.log_tau[...]), model.tau_min, model.tau_max)
+
+    def embed_videos(self, video: Array, key: jax.Array | None = None) -> Float[Array, "B D"]:
+        """Unit vectors of uint8 clips `B T H W 3` (or of float features `B F`)."""
+        if video.dtype == jnp.uint8:
+            dtype = jnp.dtype(self.config.model.dtype)
+            mean, std = (jnp.array(x, jnp.float32) for x in (self.config.video.mean, self.config.video.std))
+            video = ((video.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+        return normalise(self.video_out(self.video(video, key)))
+
+    def embed_texts(
+        self, ids_XYL: Int[Array, "X Y L"], key: jax.Array | None = None
+    ) -> Float[Array, "X Y D"]:
+        """Unit vectors of texts."""
+        count = ids_XYL.shape[0]
+        x_ZD = self.text(rearrange(ids_XYL, "x y l -> (x y) l"), key)
+        return rearrange(normalise(self.text_out(x_ZD)), "(x y) d -> x y d", x=count)
+
+    def embed_labels(
+        self, ids_KPL: Int[Array, "K P L"], key: jax.Array | None = None
+    ) -> Float[Array, "K D"]:
+        """l_c: the mean over prompt templates, at unit length."""
+        return normalise(self.embed_texts(ids_KPL, key).mean(1))
+
+    def scores(
+        self,
+        v_BD: Float[Array, "B D"],
+        l_KD: Float[Array, "K D"],
+        d_KMD: Float[Array, "K M D"] | None,
+        shown_KM: Bool[Array, "K M"] | None = None,
+    ) -> Float[Array, "B K"]:
+        """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1]."""
+        by_label_BK = v_BD @ l_KD.T
+        if not self.uses_descriptions or d_KMD is None:
+            return by_label_BK
+        alpha, tau_d = self.config.model.alpha, self.config.model.tau_d
+        by_description_BK = alignment.description_scores(v_BD, d_KMD, tau_d, shown_KM)
+        return alpha * by_label_BK + (1 - alpha) * by_description_BK
+
+    def losses(self, batch: Batch, key: jax.Array | None = None) -> dict[str, Float[Array, ""]]:
+        """Every term of the objective, float32, and their weighted sum `loss`."""
+        config, model = self.config, self.config.model
+        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
+        v_BD, tau, label_B = self.embed_videos(batch["video"], keys[0]), self.tau, batch["label"]
+
+        seen = batch["label_ids"].shape[0]
+        l_XD = self.embed_labels(
+            jnp.concatenate([batch["label_ids"], batch["pool_label_ids"]]), keys[1]
+        )
+        terms = {"label": alignment.label_loss(v_BD, l_XD[:seen], label_B, tau)}
+        loss = terms["label"]
+
+        d_XMD = None
+        if self.uses_descriptions:
+            ids_XML = jnp.concatenate([batch["description_ids"], batch["pool_description_ids"]])
+            d_XMD = self.embed_texts(ids_XML, keys[2])
+            terms["description"] = alignment.description_loss(
+                v_BD, d_XMD[:seen], label_B, tau, model.tau_d
+            )
+            loss += model.lambda_desc * terms["description"]
+
+        if self.uses_cycle:
+            s_XD = alignment.semantic_features(l_XD, d_XMD, model.label_weight)
+            if config.cycle.pool == "episodic":
+                s_XD = s_XD[batch["episode"]]
+                s_SD, s_UD = jnp.split(s_XD, [seen - seen // 2])
+            else:
+                s_SD, s_UD = jnp.split(s_XD, [seen])
+            rebuilt_SD = self.invariance(s_SD, s_UD)
+            terms["cycle"] = cycle_loss(rebuilt_SD, s_SD, config.cycle.form, tau)
+            loss += model.lambda_cycle * terms["cycle"]
+            if model.lambda_invariant:
+                if config.cycle.pool == "episodic":
+                    raise ValueError("L_invariant classifies all seen classes; episodes hold half")
+                terms["invariant"] = alignment.cross_entropy(v_BD @ rebuilt_SD.T / tau, label_B)
+                loss += model.lambda_invariant * terms["invariant"]
+        return terms | {"loss": loss, "tau": tau}
+
+

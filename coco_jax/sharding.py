@@ -1,0 +1,60 @@
+"""Where things live: a mesh from the config, and rules from parameter paths to its axes."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from coco_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # videos are split over both; `tensor` sees them whole
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `config.mesh`; one axis may be -1 and takes the devices that remain.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [config.mesh[axis] for axis in AXES]
+    if shape.count(-1) == 1:
+        shape[shape.index(-1)] = max(len(devices) // -int(np.prod(shape)), 1)
+    if int(np.prod(shape)) != len(devices):
+        axes = " x ".join(f"{axis}={config.mesh[axis]}" for axis in AXES)
+        raise UserError(
+            f"config.mesh: {axes} does not fit {len(devices)} devices; choose axes whose product it is"
+        )
+    return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def path_of(path: tuple[Any, ...]) -> str:
+    """A pytree path as `video/spatial/layers/0/mlp/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shard_params(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence[str | None]]]) -> Any:
+    """The NamedSharding of each array: of the first rule whose expression matches its whole path.
+
+    An axis that does not divide its dimension is dropped, and what no rule matches is replicated:
+    small models run on big meshes. Optimizer moments have their parameter's path as a suffix, so
+    the expressions are matched at any `/` of the path.
+    """
+    compiled = [(re.compile(rf"(.*/)?{expression}"), axes) for expression, axes in rules]
+
+    def one(path, leaf) -> NamedSharding:
+        name = path_of(path)
+        for expression, axes in compiled:
+            if expression.fullmatch(name) and len(axes) == leaf.ndim:
+                sizes = zip(axes, leaf.shape, strict=True)
+                fits = [a if a and n % mesh.shape[a] == 0 else None for a, n in sizes]
+                return NamedSharding(mesh, P(*fits))
+        return NamedSharding(mesh, P())
+
+    return jax.tree.map_with_path(one, tree)

@@ -1,0 +1,140 @@
+"""One training step and one embedding step: pure functions over pytrees, jitted onto a mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from coco_jax import sharding
+from coco_jax.models.coco import Batch, CoCo
+from coco_jax.optimizer import make_optimizer, schedule
+
+Params = dict[str, Any]
+VIDEO_FIELDS = ("video", "label")  # what is split over devices; texts are the same everywhere
+
+
+class State(NamedTuple):
+    """All that a step changes."""
+
+    step: jax.Array  # int32 scalar, steps done
+    params: Params  # float32
+    opt_state: Any
+
+
+class Program(NamedTuple):
+    """The compiled pieces of a run on one mesh, and where their arguments live."""
+
+    mesh: Mesh
+    init: Callable[[], State]
+    step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    embed_videos: Callable[[Params, jax.Array], jax.Array]
+    embed_texts: Callable[[Params, jax.Array], jax.Array]
+    scores: Callable[..., jax.Array]
+    abstract: State  # shapes, dtypes and shardings
+
+
+def split_model(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:
+    """The model's structure, and its parameters as shapes only."""
+    model = nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0)))
+    graph, params, _ = nnx.split(model, nnx.Param, ...)
+    return graph, nnx.to_pure_dict(params)
+
+
+def make_program(config: ConfigDict, mesh: Mesh) -> Program:
+    """Builds the run's functions. `step` donates its state: keep only what it returns."""
+    optimizer, rate = make_optimizer(config), schedule(config)
+    key = jax.random.key(config.seed)
+
+    def create(key: jax.Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        return nnx.split(CoCo(config, rngs=nnx.Rngs(params=key)), nnx.Param, ...)
+
+    # The graph and what is not a parameter (an identity that is not learned) are constants.
+    graph, _, rest = create(key)
+
+    def model_of(params: Params) -> CoCo:
+        return nnx.merge(graph, nnx.State(params), rest)
+
+    def init(key: jax.Array) -> State:
+        params = nnx.to_pure_dict(create(key)[1])
+        return State(jnp.int32(0), params, optimizer.init(params))
+
+    def loss(params: Params, batch: Batch, key: jax.Array):
+        terms = model_of(params).losses(batch, key)
+        return terms["loss"], terms
+
+    def gradients(params: Params, batch: Batch, key: jax.Array):
+        """Means over `accumulate` microbatches; the videos of each are contrasted among themselves."""
+        grad = jax.grad(loss, has_aux=True)
+        count = config.optimizer.accumulate
+        if count == 1:
+            return grad(params, batch, key)
+        # Strided, so that each device's share of every microbatch is what it already holds.
+        parts = {
+            name: jnp.moveaxis(batch[name].reshape(-1, count, *batch[name].shape[1:]), 1, 0)
+            for name in VIDEO_FIELDS
+        }
+
+        def one(total, part):
+            i, part = part
+            got = grad(params, batch | part, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, total, got), None
+
+        shapes = jax.eval_shape(one_shape, params, batch, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
+        return jax.tree.map(lambda x: x / count, total)
+
+    def one_shape(params, batch, key):
+        part = {name: batch[name][: len(batch[name]) // config.optimizer.accumulate] for name in VIDEO_FIELDS}
+        return jax.grad(loss, has_aux=True)(params, batch | part, key)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        grads, terms = gradients(state.params, batch, jax.random.fold_in(key, state.step))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        measured = {"gradient_norm": optax.global_norm(grads), "rate": rate(state.step)}
+        return State(state.step + 1, params, opt_state), terms | measured
+
+    shapes = jax.eval_shape(init, key)
+    places = sharding.shard_params(shapes, mesh, config.mesh.rules)
+    abstract = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
+    )
+    everywhere = NamedSharding(mesh, P())
+    split = NamedSharding(mesh, sharding.BATCH)
+    batch_places = {
+        name: split if name in VIDEO_FIELDS else everywhere for name in Batch.__annotations__
+    }
+    jit = functools.partial(jax.jit, out_shardings=everywhere)
+    return Program(
+        mesh=mesh,
+        init=lambda: jax.jit(init, out_shardings=places)(key),
+        step=jax.jit(
+            step,
+            in_shardings=(places, batch_places),
+            out_shardings=(places, everywhere),
+            donate_argnums=0,
+        ),
+        embed_videos=jit(
+            lambda params, video: model_of(params).embed_videos(video),
+            in_shardings=(places.params, split),
+        ),
+        embed_texts=jit(
+            lambda params, ids_XYL: model_of(params).embed_texts(ids_XYL),
+            in_shardings=(places.params, everywhere),
+        ),
+        scores=jit(lambda params, *features: model_of(params).scores(*features)),
+        abstract=abstract,
+    )
+
+
+def global_batch(mesh: Mesh, local: Any) -> jax.Array:
+    """One global array, split over the mesh, of what each process holds of it."""
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, sharding.BATCH), local)

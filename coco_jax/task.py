@@ -1,0 +1,162 @@
+"""What one run reads: videos by its plan, and texts as token ids for the step and the evaluation."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
+
+from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS
+from coco_jax.data import dataset as datasets
+from coco_jax.data.descriptions import Bank, Corpus, load_corpus
+from coco_jax.data.splits import Plan, check_texts, make_plan
+from coco_jax.data.text import Tokenizer, cached_tokenizer
+from coco_jax.errors import UserError
+
+
+def label_ids(tokenizer: Tokenizer, names, templates) -> Int[np.ndarray, "K P L"]:
+    """Token ids of every class name in every prompt template."""
+    texts = [template.format(name) for name in names for template in templates]
+    return tokenizer(texts).reshape(len(names), len(templates), tokenizer.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A dataset under a protocol, with the texts of all classes that take part."""
+
+    config: ConfigDict
+    dataset: datasets.Dataset
+    plan: Plan
+    tokenizer: Tokenizer
+    pool: tuple[str, ...]  # classes that play "unseen" in the cycle; () if it needs no others
+    banks: dict[str, Bank | None]  # of "seen", "pool", "unseen"; None without descriptions
+    left_out: int  # descriptions that were collected from tested videos
+
+    @property
+    def seen_label(self) -> Int[np.ndarray, " N"]:
+        """For every record its index among the seen classes, or -1."""
+        return self._index(self.plan.seen)
+
+    @property
+    def candidate_label(self) -> Int[np.ndarray, " N"]:
+        """For every record its index among the candidates: seen classes first, then unseen."""
+        return self._index(self.plan.seen + self.plan.unseen)
+
+    def _index(self, names: tuple[str, ...]) -> Int[np.ndarray, " N"]:
+        index_K = np.full(len(self.dataset.classes), -1)
+        index_K[datasets.select(self.dataset.classes, names)] = np.arange(len(names))
+        return index_K[self.dataset.records.labels]
+
+    def labels(self, names: tuple[str, ...]) -> Int[np.ndarray, "K P L"]:
+        """Token ids of class names in the prompt templates."""
+        return label_ids(self.tokenizer, names, self.config.text.templates)
+
+    def step_texts(self, step: int) -> dict[str, np.ndarray]:
+        """The text part of a batch: a pure function of the seed and the step."""
+        rng = np.random.default_rng([self.config.seed, step])
+        count, length = self.config.text.descriptions, self.config.text.length
+
+        def draw(which: str) -> Int[np.ndarray, "K M L"]:
+            bank = self.banks[which]
+            return bank.draw(rng, count) if bank else np.zeros((0, count, length), np.int32)
+
+        return {
+            "label_ids": self.labels(self.plan.seen),
+            "pool_label_ids": self.labels(self.pool),
+            "description_ids": draw("seen"),
+            "pool_description_ids": draw("pool"),
+            "episode": rng.permutation(len(self.plan.seen)).astype(np.int32),
+        }
+
+    def candidate_texts(
+        self,
+    ) -> tuple[Int[np.ndarray, "K P L"], Int[np.ndarray, "K M L"] | None, Bool[np.ndarray, "K M"] | None]:
+        """Labels and descriptions of the candidates, seen first, as the evaluation uses them."""
+        labels_KPL = self.labels(self.plan.seen + self.plan.unseen)
+        if not self.banks["seen"]:
+            return labels_KPL, None, None
+        count = self.config.text.eval_descriptions
+        seen, unseen = (self.banks[which].first(count) for which in ("seen", "unseen"))
+        return labels_KPL, *(np.concatenate(pair) for pair in zip(seen, unseen, strict=True))
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be checked before anything is read.
+
+    Raises:
+      UserError: naming the field, its value, and what it may be.
+    """
+    for field, value, allowed in (
+        ("ablation", config.ablation, ABLATIONS),
+        ("protocol", config.protocol, PROTOCOLS),
+        ("cycle.pool", config.cycle.pool, POOLS),
+        ("cycle.form", config.cycle.form, ("squared", "contrastive")),
+        ("video.kind", config.video.kind, ("video", "features")),
+        ("data.sampling", config.data.sampling, ("random", "dense")),
+    ):
+        if value not in allowed:
+            raise UserError(f"config.{field}: {value!r} is not one of {', '.join(allowed)}")
+    if not config.data.name:
+        raise UserError("config.data.name: no dataset; name one that `tfds build` has built")
+    uses_texts = config.ablation in ("label+desc", "full")
+    if uses_texts and not config.text.corpus:
+        raise UserError(
+            f"config.text.corpus: the ablation {config.ablation!r} needs descriptions; name a corpus, "
+            "or set config.ablation='label'"
+        )
+    if config.data.batch % config.optimizer.accumulate:
+        raise UserError(
+            f"config.data.batch: {config.data.batch} does not divide into "
+            f"{config.optimizer.accumulate} microbatches (config.optimizer.accumulate)"
+        )
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Opens the data of a run; sets `config.text.vocabulary` to what the tokenizer has.
+
+    Raises:
+      UserError: data that is missing or does not fit the config.
+      LeakError: a rule of zero-shot evaluation is broken.
+    """
+    validate(config)
+    dataset = datasets.load(config.data.name, config.data.dir)
+    plan = make_plan(dataset, config)
+    for name, indices in (("train", plan.train), ("test", plan.test_unseen)):
+        if not len(indices):
+            raise UserError(f"dataset {dataset.name!r} has no {name} video in split {config.split!r}")
+
+    corpus, left_out = Corpus({}, {}), 0
+    tested = [dataset.records.video_ids[i] for i in (*plan.test_unseen, *plan.test_seen)]
+    if config.text.corpus:
+        corpus = load_corpus(config.text.corpus, config.data.dir)
+        corpus, left_out = corpus.without_videos(tested)
+        if config.text.shuffle:
+            corpus = corpus.shuffled(config.seed)
+
+    pool: tuple[str, ...] = ()
+    if config.ablation in ("label+cycle", "full") and config.cycle.pool != "episodic":
+        pool = plan.unseen
+        if config.cycle.pool == "auxiliary":
+            pool = tuple(sorted(set(corpus.texts) - set(dataset.classes)))
+            if not pool:
+                raise UserError(
+                    f"config.cycle.pool: corpus {config.text.corpus!r} has no action beside the "
+                    "dataset's classes; use 'unseen' or 'episodic'"
+                )
+
+    # Only texts that training may see teach the tokenizer: under an inductive pool not the unseen.
+    known = (*plan.seen, *pool)
+    texts = [t.format(name) for name in known for t in config.text.templates]
+    texts += [text for name in known for text in corpus.texts.get(name, ())]
+    tokenizer = cached_tokenizer(
+        texts, config.text.vocabulary, config.text.length, f"{config.data.dir}/tokenizers"
+    )
+    config.text.vocabulary = tokenizer.size
+
+    banks: dict[str, Bank | None] = dict.fromkeys(("seen", "pool", "unseen"))
+    if config.ablation in ("label+desc", "full"):
+        for which, names in (("seen", plan.seen), ("pool", pool), ("unseen", plan.unseen)):
+            banks[which] = Bank(corpus.texts, names, tokenizer)
+        used = {v for name in (*known, *plan.unseen) for v in corpus.video_ids.get(name, ())}
+        check_texts(used, tested)
+    return Task(config, dataset, plan, tokenizer, pool, banks, left_out)
