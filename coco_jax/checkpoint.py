@@ -13,7 +13,7 @@ from coco_jax.errors import UserError
 from coco_jax.step import Params, State
 
 # What may differ between a run and its resumption without changing what it computes.
-FREE = ("ablations", "splits", "seeds", "log_every", "checkpoint_every", "keep", "mesh.", "data.dir",
+FREE = ("sweep.", "log_every", "checkpoint_every", "keep", "mesh.", "data.dir",
         "data.workers", "data.threads", "data.cache")  # fmt: skip
 
 

@@ -20,10 +20,12 @@ def default() -> ConfigDict:
     c.protocol = "test"
     c.validation_classes = 6
 
-    # What `coco_jax.main` runs: every ablation x split x seed named here, then one table.
-    c.ablations = ("full",)
-    c.splits = ("1",)
-    c.seeds = (0,)
+    # `coco_jax.main` runs every ablation x split x seed named here and makes one table of them;
+    # where a list is empty, the single value above.
+    c.sweep = ConfigDict()
+    c.sweep.ablation = ()
+    c.sweep.split = ()
+    c.sweep.seed = ()
 
     c.data = ConfigDict()
     c.data.name = ml_collections.config_dict.placeholder(str)  # a TFDS name
@@ -40,7 +42,9 @@ def default() -> ConfigDict:
     c.data.views = 1  # clips a video at evaluation, averaged
 
     c.text = ConfigDict()
-    c.text.corpus = ml_collections.config_dict.placeholder(str)  # a TFDS name, e.g. actionhub/motion
+    c.text.corpus = ml_collections.config_dict.placeholder(
+        str
+    )  # a TFDS name, e.g. actionhub/motion
     c.text.templates = ("{}", "a video of {}", "a person doing {}")
     c.text.descriptions = 8  # M: descriptions a class, drawn afresh each step
     c.text.eval_descriptions = 64  # at evaluation, always the same ones
@@ -97,6 +101,7 @@ def default() -> ConfigDict:
     c.cycle.heads = 1
     c.cycle.tau_r = 0.1
     c.cycle.learned = True
+    c.cycle.frozen = ()  # whose features the cycle does not move: "seen", "unseen", "target"
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000

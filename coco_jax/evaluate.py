@@ -24,7 +24,9 @@ def embed_videos(
     for view in range(task.config.data.views):
         parts = [
             np.asarray(program.embed_videos(params, global_batch(program.mesh, batch["video"])))
-            for batch in evaluation_batches(task.dataset.records, indices_N, task.config, view, **share)
+            for batch in evaluation_batches(
+                task.dataset.records, indices_N, task.config, view, **share
+            )
         ]
         total_ND = total_ND + np.concatenate(parts)[: len(indices_N)]
     return total_ND / np.linalg.norm(total_ND, axis=1, keepdims=True)
@@ -35,13 +37,13 @@ def embed_candidates(
 ) -> tuple[jax.Array, jax.Array | None, np.ndarray | None]:
     """l_c and d_cm of the candidates, seen classes first, and which descriptions exist."""
     labels_KPL, ids_KML, shown_KM = task.candidate_texts()
-    p_KPD = program.embed_texts(params, labels_KPL)
-    l_KD = p_KPD.mean(1)
-    l_KD = l_KD / np.linalg.norm(l_KD, axis=1, keepdims=True)
+    l_KD = program.embed_labels(params, labels_KPL)
     if ids_KML is None:
         return l_KD, None, None
     # A class at a time keeps a thousand classes' worth of activations out of memory.
-    d_KMD = np.stack([np.asarray(program.embed_texts(params, ids_ML[None])[0]) for ids_ML in ids_KML])
+    d_KMD = np.stack(
+        [np.asarray(program.embed_texts(params, ids_ML[None])[0]) for ids_ML in ids_KML]
+    )
     return l_KD, d_KMD, shown_KM
 
 
@@ -81,9 +83,27 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
         "generalised": (
             metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
         ),
+        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U),
         "unseen_classes": list(plan.unseen),
         "unseen_videos": len(plan.test_unseen),
         "seen_videos": len(plan.test_seen),
         "step": step,
         "descriptions_left_out": task.left_out,
     }
+
+
+def _examples(task: Task, indices_N, scores_NU, label_N) -> list[dict[str, Any]]:
+    """The first video of every unseen class with its three best-scored actions."""
+    names, found = task.plan.unseen, []
+    for label, name in enumerate(names):
+        at = int(np.flatnonzero(label_N == label)[0])
+        best = np.argsort(-scores_NU[at])[:3]
+        found.append(
+            {
+                "action": name,
+                "record": int(indices_N[at]),
+                "video_id": task.dataset.records.video_ids[indices_N[at]],
+                "top": [{"action": names[i], "score": float(scores_NU[at, i])} for i in best],
+            }
+        )
+    return found

@@ -58,7 +58,9 @@ def generalised(
     # A video counts as seen while offset + best seen score > best unseen score.
     margin_N = scores_NK[:, :seen].max(1) - scores_NK[:, seen:].max(1)
     weight_N = right_N / np.bincount(label_N, minlength=scores_NK.shape[1])[label_N]
-    weight_N = weight_N / np.where(is_seen_N, *(len(set(label_N[m])) for m in (is_seen_N, ~is_seen_N)))
+    weight_N = weight_N / np.where(
+        is_seen_N, *(len(set(label_N[m])) for m in (is_seen_N, ~is_seen_N))
+    )
 
     def accuracies(offset: float) -> tuple[float, float]:
         taken_N = margin_N + offset > 0

@@ -38,5 +38,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         optax.scale_by_adam(o.b1, o.b2),
         optax.add_decayed_weights(o.weight_decay, decays),
         optax.scale_by_learning_rate(schedule(config)),
-        optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates))),
+        optax.stateless(
+            lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates))
+        ),
     )

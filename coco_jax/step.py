@@ -32,31 +32,27 @@ class Program(NamedTuple):
     """The compiled pieces of a run on one mesh, and where their arguments live."""
 
     mesh: Mesh
-    init: Callable[[], State]
-    step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    init: Callable[[jax.Array], State]  # of a key
+    step: Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]
     embed_videos: Callable[[Params, jax.Array], jax.Array]
+    embed_labels: Callable[[Params, jax.Array], jax.Array]
     embed_texts: Callable[[Params, jax.Array], jax.Array]
     scores: Callable[..., jax.Array]
     abstract: State  # shapes, dtypes and shardings
 
 
-def split_model(config: ConfigDict) -> tuple[nnx.GraphDef, Params]:
-    """The model's structure, and its parameters as shapes only."""
-    model = nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0)))
-    graph, params, _ = nnx.split(model, nnx.Param, ...)
-    return graph, nnx.to_pure_dict(params)
-
-
 def make_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """Builds the run's functions. `step` donates its state: keep only what it returns."""
+    """Builds the run's functions. `step` donates its state: keep only what it returns.
+
+    The seed is no part of them: runs that differ in it alone share what was compiled.
+    """
     optimizer, rate = make_optimizer(config), schedule(config)
-    key = jax.random.key(config.seed)
 
     def create(key: jax.Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
         return nnx.split(CoCo(config, rngs=nnx.Rngs(params=key)), nnx.Param, ...)
 
     # The graph and what is not a parameter (an identity that is not learned) are constants.
-    graph, _, rest = create(key)
+    graph, _, rest = create(jax.random.key(0))
 
     def model_of(params: Params) -> CoCo:
         return nnx.merge(graph, nnx.State(params), rest)
@@ -86,23 +82,19 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
             got = grad(params, batch | part, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, got), None
 
-        shapes = jax.eval_shape(one_shape, params, batch, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, batch | first, key))
         total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
         return jax.tree.map(lambda x: x / count, total)
 
-    def one_shape(params, batch, key):
-        part = {name: batch[name][: len(batch[name]) // config.optimizer.accumulate] for name in VIDEO_FIELDS}
-        return jax.grad(loss, has_aux=True)(params, batch | part, key)
-
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         grads, terms = gradients(state.params, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         measured = {"gradient_norm": optax.global_norm(grads), "rate": rate(state.step)}
         return State(state.step + 1, params, opt_state), terms | measured
 
-    shapes = jax.eval_shape(init, key)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     places = sharding.shard_params(shapes, mesh, config.mesh.rules)
     abstract = jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
@@ -115,16 +107,20 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     jit = functools.partial(jax.jit, out_shardings=everywhere)
     return Program(
         mesh=mesh,
-        init=lambda: jax.jit(init, out_shardings=places)(key),
+        init=jax.jit(init, out_shardings=places),
         step=jax.jit(
             step,
-            in_shardings=(places, batch_places),
+            in_shardings=(places, batch_places, everywhere),
             out_shardings=(places, everywhere),
             donate_argnums=0,
         ),
         embed_videos=jit(
             lambda params, video: model_of(params).embed_videos(video),
             in_shardings=(places.params, split),
+        ),
+        embed_labels=jit(
+            lambda params, ids_KPL: model_of(params).embed_labels(ids_KPL),
+            in_shardings=(places.params, everywhere),
         ),
         embed_texts=jit(
             lambda params, ids_XYL: model_of(params).embed_texts(ids_XYL),

@@ -70,7 +70,9 @@ class Task:
 
     def candidate_texts(
         self,
-    ) -> tuple[Int[np.ndarray, "K P L"], Int[np.ndarray, "K M L"] | None, Bool[np.ndarray, "K M"] | None]:
+    ) -> tuple[
+        Int[np.ndarray, "K P L"], Int[np.ndarray, "K M L"] | None, Bool[np.ndarray, "K M"] | None
+    ]:
         """Labels and descriptions of the candidates, seen first, as the evaluation uses them."""
         labels_KPL = self.labels(self.plan.seen + self.plan.unseen)
         if not self.banks["seen"]:
@@ -123,7 +125,9 @@ def make_task(config: ConfigDict) -> Task:
     plan = make_plan(dataset, config)
     for name, indices in (("train", plan.train), ("test", plan.test_unseen)):
         if not len(indices):
-            raise UserError(f"dataset {dataset.name!r} has no {name} video in split {config.split!r}")
+            raise UserError(
+                f"dataset {dataset.name!r} has no {name} video in split {config.split!r}"
+            )
 
     corpus, left_out = Corpus({}, {}), 0
     tested = [dataset.records.video_ids[i] for i in (*plan.test_unseen, *plan.test_seen)]

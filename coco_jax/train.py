@@ -40,7 +40,12 @@ class Progress:
             f"{pace * self.batch:.0f} clips/s  {eta} left"
         )
         if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="\n" if step == self.steps else "", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{line}",
+                end="\n" if step == self.steps else "",
+                file=sys.stderr,
+                flush=True,
+            )
         elif step == self.steps or step % max(self.steps // 10, 1) == 0:
             print(line, file=sys.stderr, flush=True)
         return {"clips_per_second": pace * self.batch}
@@ -59,7 +64,8 @@ def train(
     config, first_process = task.config, jax.process_index() == 0
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     restored = checkpoints.restore(program.abstract, config, allow_config_change)
-    state, start = restored or (program.init(), 0)
+    key = jax.random.key(config.seed)
+    state, start = restored or (program.init(key), 0)
     if restored is None and first_process:
         logging.info(parameter_overview.get_parameter_overview(state.params))
     steps = config.optimizer.steps
@@ -93,7 +99,7 @@ def train(
                     program.mesh, task.seen_label[local["index"]].astype(np.int32)
                 ),
             }
-            state, terms = program.step(state, batch)
+            state, terms = program.step(state, batch, key)
             pending.append((step + 1, terms, local["index"]))
             if len(pending) > 1:
                 settle()

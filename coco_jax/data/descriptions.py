@@ -66,7 +66,9 @@ def load_corpus(name: str, data_dir: str) -> Corpus:
 class Bank:
     """Token ids of the descriptions of some classes, ready to be drawn from."""
 
-    def __init__(self, texts: Mapping[str, Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer):
+    def __init__(
+        self, texts: Mapping[str, Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer
+    ):
         """Tokenizes once.
 
         Raises:

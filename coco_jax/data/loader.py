@@ -78,7 +78,10 @@ class Clip:
         if data.color:
             # Channels swapped, stretched and shifted alike over the clip: hue, contrast, light.
             clip = clip[..., rng.permutation(3)] if rng.random() < data.color else clip
-            gain, shift = 1 + data.color * rng.uniform(-0.5, 0.5, 3), data.color * rng.uniform(-40, 40, 3)
+            gain, shift = (
+                1 + data.color * rng.uniform(-0.5, 0.5, 3),
+                data.color * rng.uniform(-40, 40, 3),
+            )
             table = np.clip((np.arange(256.0)[:, None] - 128) * gain + 128 + shift, 0, 255)
             clip = table.astype(np.uint8)[clip, np.arange(3)]
         return np.ascontiguousarray(clip)
@@ -141,10 +144,7 @@ def evaluation_batches(
     filled = np.concatenate([indices, np.repeat(indices[-1:], -len(indices) % config.data.batch)])
     clip = clip or Clip(records, config, training=False)
     clips = (
-        grain.MapDataset.source(filled.tolist())
-        .seed(0)
-        .random_map(_View(clip, view))
-        .batch(share)
+        grain.MapDataset.source(filled.tolist()).seed(0).random_map(_View(clip, view)).batch(share)
     )[process::processes]
     threads = config.data.threads
     yield from clips.to_iter_dataset(grain.ReadOptions(threads, 2 * threads))

@@ -77,7 +77,9 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
     ids, labels = dataset.records.video_ids, dataset.records.labels
     trained = {dataset.classes[label] for label in labels[plan.train]}
     if trained - set(plan.seen):
-        raise LeakError(f"training holds videos of unseen classes: {sorted(trained - set(plan.seen))}")
+        raise LeakError(
+            f"training holds videos of unseen classes: {sorted(trained - set(plan.seen))}"
+        )
     tested = {ids[i] for i in (*plan.test_unseen, *plan.test_seen)}
     shared = tested & {ids[i] for i in plan.train}
     if shared:

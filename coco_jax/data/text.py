@@ -82,4 +82,6 @@ def load_tokenizer(path: pathlib.Path, length: int) -> Tokenizer:
     try:
         return Tokenizer(path.read_bytes(), length)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: no usable tokenizer ({error}); point at a run's folder") from error
+        raise UserError(
+            f"{path}: no usable tokenizer ({error}); point at a run's folder"
+        ) from error

@@ -15,17 +15,13 @@ def normalise(x_D: Float[Array, "*B D"], epsilon: float = 1e-6) -> Float[Array, 
     return x_D * jax.lax.rsqrt(jnp.sum(x_D * x_D, -1, keepdims=True) + epsilon**2)
 
 
-def cross_entropy(
-    logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]
-) -> Float[Array, ""]:
+def cross_entropy(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
     """Mean negative log-likelihood (nats) of the labels."""
     log_p_BK = jax.nn.log_softmax(logits_BK)
     return -jnp.take_along_axis(log_p_BK, label_B[:, None], 1).mean()
 
 
-def class_to_video(
-    logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]
-) -> Float[Array, ""]:
+def class_to_video(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
     """Each class that the batch shows picks its videos out of the batch; all of them are positives.
 
     The target of a class is uniform over its videos; classes without a video do not count.

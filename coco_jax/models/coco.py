@@ -90,7 +90,9 @@ class CoCo(nnx.Module):
         """Unit vectors of uint8 clips `B T H W 3` (or of float features `B F`)."""
         if video.dtype == jnp.uint8:
             dtype = jnp.dtype(self.config.model.dtype)
-            mean, std = (jnp.array(x, jnp.float32) for x in (self.config.video.mean, self.config.video.std))
+            mean, std = (
+                jnp.array(x, jnp.float32) for x in (self.config.video.mean, self.config.video.std)
+            )
             video = ((video.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
         return normalise(self.video_out(self.video(video, key)))
 
@@ -152,8 +154,9 @@ class CoCo(nnx.Module):
                 s_SD, s_UD = jnp.split(s_XD, [seen - seen // 2])
             else:
                 s_SD, s_UD = jnp.split(s_XD, [seen])
-            rebuilt_SD = self.invariance(s_SD, s_UD)
-            terms["cycle"] = cycle_loss(rebuilt_SD, s_SD, config.cycle.form, tau)
+            held = lambda who, x: jax.lax.stop_gradient(x) if who in config.cycle.frozen else x
+            rebuilt_SD = self.invariance(held("seen", s_SD), held("unseen", s_UD))
+            terms["cycle"] = cycle_loss(rebuilt_SD, held("target", s_SD), config.cycle.form, tau)
             loss += model.lambda_cycle * terms["cycle"]
             if model.lambda_invariant:
                 if config.cycle.pool == "episodic":
@@ -161,5 +164,3 @@ class CoCo(nnx.Module):
                 terms["invariant"] = alignment.cross_entropy(v_BD @ rebuilt_SD.T / tau, label_B)
                 loss += model.lambda_invariant * terms["invariant"]
         return terms | {"loss": loss, "tau": tau}
-
-

@@ -43,9 +43,7 @@ class Invariance(nnx.Module):
         self.to_unseen = Attend(width, heads, tau_r, learned)
         self.to_seen = Attend(width, heads, tau_r, learned)
 
-    def __call__(
-        self, s_SD: Float[Array, "S D"], s_UD: Float[Array, "U D"]
-    ) -> Float[Array, "S D"]:
+    def __call__(self, s_SD: Float[Array, "S D"], s_UD: Float[Array, "U D"]) -> Float[Array, "S D"]:
         """S~_s: the seen classes, rebuilt from the unseen ones that were rebuilt from them."""
         rebuilt_UD = normalise(self.to_unseen(s_UD, s_SD))
         return normalise(self.to_seen(s_SD, rebuilt_UD))

@@ -84,7 +84,9 @@ class Blocks(nnx.Module):
         """Applies the blocks in order."""
         apply = nnx.remat(Block.__call__) if self.remat else Block.__call__
         for i, layer in enumerate(self.layers):
-            x_BND = apply(layer, x_BND, mask_B1NN, None if key is None else jax.random.fold_in(key, i))
+            x_BND = apply(
+                layer, x_BND, mask_B1NN, None if key is None else jax.random.fold_in(key, i)
+            )
         return x_BND
 
 
@@ -92,7 +94,14 @@ class AttentionPool(nnx.Module):
     """One learned query that attends over the tokens, then an MLP (SigLIP's "map" head)."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, *, activation="gelu", dtype=None, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        activation="gelu",
+        dtype=None,
+        rngs: nnx.Rngs,
     ):
         self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width)))
         self.attention = nnx.MultiHeadAttention(

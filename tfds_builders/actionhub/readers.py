@@ -305,7 +305,8 @@ class _Json:
                 value, end = None, 0
                 at = error.pos if isinstance(error, json.JSONDecodeError) else self._at
                 line += self._buffer.count("\n", self._at, at)
-                problem = f"not JSON ({_reason(error)})"
+                what = "not JSON" if self._ended else "no whole element in 1 MiB"
+                problem = f"{what} ({_reason(error)})"
             if held > MAX_LINE or (self._ended and not end):
                 self._source.line = line
                 self._source.fail(f"{problem}; repair the file")

@@ -29,19 +29,22 @@ def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
     x_THW = np.float32(ticks[None, None, :] + shake_T2[:, 0, None, None])
     y_THW = np.float32(ticks[None, :, None] + shake_T2[:, 1, None, None])
 
-    ground = rng.uniform(0.15, 0.85, 3)
+    # Bodies are lighter than the ground, as in footage that is lit for what matters in it.
+    ground = rng.uniform(0.05, 0.4, 3)
     image_THWC = _background(rng, ground, x_THW, y_THW)
     for _ in range(rng.integers(0, 3)):  # distractors: small, faint, and still or slow
         start, drift = rng.uniform(-0.9, 0.9, 2), rng.normal(0, 0.15, 2) * (rng.random() < 0.3)
         at_T2 = start + np.linspace(0, 1, frames)[:, None] * drift
         mask_THW = _body(rng, x_THW, y_THW, at_T2, np.full(frames, 0.1), np.zeros(frames))
-        image_THWC = _paint(image_THWC, 0.6 * mask_THW, rng.uniform(0, 1, 3))
+        image_THWC = _paint(image_THWC, 0.6 * mask_THW, rng.uniform(0.2, 0.7, 3))
 
     size_T, angle_T, shown_T = _manner(rng, action.manner, progress_T)
     for at_T2 in _paths(rng, action.path, progress_T):
         turned_T = angle_T + rng.uniform(0, 2 * np.pi)
-        mask_THW = _body(rng, x_THW, y_THW, at_T2, size_T, turned_T) * np.float32(shown_T)[:, None, None]
-        image_THWC = _paint(image_THWC, mask_THW, _contrasting(rng, ground))
+        mask_THW = (
+            _body(rng, x_THW, y_THW, at_T2, size_T, turned_T) * np.float32(shown_T)[:, None, None]
+        )
+        image_THWC = _paint(image_THWC, mask_THW, _light_colour(rng))
     noise = rng.standard_normal(image_THWC.shape, np.float32) * np.float32(rng.uniform(0, 0.02))
     return np.clip((image_THWC + noise) * 255, 0, 255).astype(np.uint8)
 
@@ -148,11 +151,11 @@ def _background(rng, ground, x_THW, y_THW) -> Float[np.ndarray, "T H W 3"]:
     return np.float32(ground) + rearrange(pattern, "t h w -> t h w 1") * tint
 
 
-def _contrasting(rng: np.random.Generator, ground: Float[np.ndarray, " 3"]):
-    while True:
-        colour = rng.uniform(0, 1, 3)
-        if np.abs(colour - ground).max() > 0.45:
-            return colour
+def _light_colour(rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
+    """A colour of any hue whose strongest channel is nearly full and whose mean is not dark."""
+    colour = rng.uniform(0.3, 1, 3)
+    colour[rng.integers(3)] = rng.uniform(0.9, 1)
+    return np.maximum(colour, colour + 0.62 - colour.mean()).clip(0, 1)
 
 
 def _paint(image_THWC, mask_THW, colour):

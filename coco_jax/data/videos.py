@@ -1,0 +1,319 @@
+"""Video files to frames, with PyAV. Files are hostile: whatever they hold ends in frames or one line.
+
+A file is demuxed once, without decoding, which tells each frame's time whatever its header says;
+then only what lies between a keyframe and the frames that are wanted is decoded.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from coco_jax.errors import UserError
+
+# Containers of recorded video. Playlists (HLS, concat), which name other files, are not among
+# them, and neither are pictures; FFmpeg asks no other demuxer.
+FORMATS = (
+    "3gp,asf,avi,flv,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,mxf,ogg,rm,webm,wtv,y4m"
+    ",yuv4mpegpipe,mov\\,mp4\\,m4a\\,3gp\\,3g2\\,mj2,matroska\\,webm"
+)
+SEEKABLE = ("mov", "matroska")  # containers whose index takes one to any frame exactly
+MAX_SIDE = 16_384  # pixels
+MAX_BYTES = 4 << 30  # of decoded frames
+av.logging.set_level(av.logging.PANIC)  # what libav finds wrong comes back as an error
+
+Video = bytes | str | os.PathLike[str]
+
+
+class VideoError(UserError):
+    """A video that cannot be used; one line, `name: what is wrong; what to do`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds: frames that can be decoded, their pace, their size as stored in pixels."""
+
+    frames: int
+    fps: float
+    duration: float  # seconds, from the first frame's start to the last one's end
+    height: int
+    width: int
+    codec: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    name: str
+    container: Any
+    stream: Any
+    info: VideoInfo
+    # Presentation times of the frames in stream units, sorted; None where a container cannot seek
+    # to them (AVI, MPEG-TS): its frames are counted instead.
+    pts_N: Int[np.ndarray, " N"] | None
+    keys_K: Int[np.ndarray, " K"]
+
+
+def probe(video: Video, name: str | None = None, *, min_frames: int = 2) -> VideoInfo:
+    """Reads what a video holds without decoding it.
+
+    Args:
+      video: an encoded file's bytes, or its path.
+      name: what errors call it; by default its path.
+      min_frames: fewer are an error, as one frame shows no action.
+
+    Raises:
+      VideoError: it is missing, empty, no video, truncated or too short.
+    """
+    with _opened(video, name, min_frames) as opened:
+        return opened.info
+
+
+def sample_times(
+    num_frames: int,
+    duration: float,
+    mode: str,
+    *,
+    stride_seconds: float = 0.0,
+    clip: int = 0,
+    num_clips: int = 1,
+    rng: np.random.Generator | None = None,
+) -> Float[np.ndarray, " T"]:
+    """Times in seconds, ascending, at which to look at a video of `duration` seconds.
+
+    Args:
+      num_frames: how many, T.
+      duration: in seconds.
+      mode: `uniform`: the middles of T equal segments; `random`: a random time in each segment
+        (both: TSN, arXiv 1608.00859); `dense`: `stride_seconds` apart, beginning anywhere if there
+        is an `rng`, else at the `clip`-th of `num_clips` evenly spread places. What would lie past
+        the end is at the end.
+      stride_seconds: for `dense`.
+      clip: for `dense` without `rng`.
+      num_clips: likewise.
+      rng: needed by `random`.
+
+    Raises:
+      ValueError: an unknown mode, or `random` without `rng`.
+    """
+    steps_T = np.arange(num_frames)
+    match mode:
+        case "uniform":
+            return (steps_T + 0.5) / num_frames * duration
+        case "random":
+            if rng is None:
+                raise ValueError("random sampling needs an rng")
+            return (steps_T + rng.random(num_frames)) / num_frames * duration
+        case "dense":
+            room = max(duration - (num_frames - 1) * stride_seconds, 0.0)
+            share = (clip + 0.5) / num_clips if rng is None else rng.random()
+            # The middle of a frame's time, so that rounding does not fall on its neighbour.
+            return np.minimum(room * share + steps_T * stride_seconds, duration)
+        case _:
+            raise ValueError(f"mode is {mode!r}, not uniform, random or dense")
+
+
+def decode(
+    video: Video,
+    times: Float[np.ndarray, " T"] | Callable[[VideoInfo], Float[np.ndarray, " T"]] | None,
+    *,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    name: str | None = None,
+    min_frames: int = 2,
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """The frames that are shown at some times, as RGB.
+
+    Args:
+      video: an encoded file's bytes, or its path.
+      times: seconds from the first frame, in any order, repeats allowed; past the end means the
+        last frame. Or a function of the VideoInfo that gives them. None: every frame.
+      short_side: scale to this many pixels on the shorter side, keeping the aspect ratio.
+      size: scale to (height, width) instead.
+      name: what errors call it; by default its path.
+      min_frames: fewer are an error.
+
+    Raises:
+      VideoError: it is missing, empty, no video, truncated, damaged, too short or too big.
+    """
+    with _opened(video, name, min_frames) as opened:
+        info = opened.info
+        if times is None:
+            index_T = np.arange(info.frames)
+        else:
+            times_T = np.asarray(times(info) if callable(times) else times, np.float64)
+            index_T = _shown_at(opened, times_T)
+        height, width = _target(info, short_side, size)
+        if len(index_T) * height * width * 3 > MAX_BYTES:
+            raise VideoError(
+                f"{opened.name}: {len(index_T)} frames of {height} x {width} px do not fit in memory; "
+                "sample fewer, or scale them down"
+            )
+        wanted = set(index_T.tolist())
+        frames: dict[int, np.ndarray] = {}
+        for index, frame in _decoded(opened, sorted(wanted)):
+            if index in wanted:
+                flipped = frame.rotation % 180 != 0  # stored lying on its side
+                h, w = (width, height) if flipped else (height, width)
+                rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
+                frames[index] = np.rot90(rgb, round(frame.rotation / 90) % 4)
+        if wanted - set(frames):
+            raise VideoError(
+                f"{opened.name}: truncated, {len(wanted - set(frames))} of its frames cannot be "
+                "decoded; fetch it again"
+            )
+        return np.stack([frames[index] for index in index_T.tolist()])
+
+
+def encode(
+    frames_THWC: UInt8[np.ndarray, "T H W 3"],
+    fps: int,
+    *,
+    codec: str = "libx264",
+    crf: int = 23,
+    gop: int = 12,
+    container: str = "mp4",
+) -> bytes:
+    """Encodes RGB frames of even height and width; the same frames give the same bytes."""
+    stored = io.BytesIO()
+    with av.open(stored, "w", format=container) as out:
+        # One thread: the number of threads changes what x264 decides.
+        options = {"preset": "veryfast", "crf": str(crf), "threads": "1"}
+        stream: Any = out.add_stream(codec, rate=fps, options=options)
+        stream.height, stream.width = frames_THWC.shape[1:3]
+        stream.pix_fmt, stream.gop_size, stream.thread_count = "yuv420p", gop, 1
+        for frame in frames_THWC:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode())
+    return stored.getvalue()
+
+
+@contextlib.contextmanager
+def _opened(video: Video, name: str | None, min_frames: int) -> Iterator[_Opened]:
+    """Opens and indexes a file; libav's errors inside become a VideoError."""
+    if isinstance(video, bytes):
+        name, source = name or "<bytes>", contextlib.nullcontext(io.BytesIO(video))
+        empty = not video
+    else:
+        name = name or os.fspath(video)
+        try:
+            source = open(video, "rb")  # noqa: SIM115
+            empty = not os.fstat(source.fileno()).st_size
+        except OSError as error:
+            raise VideoError(f"{name}: {error.strerror}; name a video file") from error
+    with source as stream:
+        if empty:
+            raise VideoError(f"{name}: the file is empty; fetch or record it again")
+        try:
+            # Given a stream, not a name: libav itself opens nothing.
+            with av.open(stream, options={"format_whitelist": FORMATS}) as container:
+                yield _index(name, container, min_frames)
+        except (av.FFmpegError, ValueError, EOFError, IndexError) as error:
+            what = getattr(error, "strerror", None) or str(error)
+            raise VideoError(
+                f"{name}: not a video that can be decoded, or truncated ({what}); give a whole video "
+                "file, e.g. an mp4"
+            ) from error
+
+
+def _index(name: str, container: Any, min_frames: int) -> _Opened:
+    """Reads a container's packets for what its frames are, and checks it."""
+    if not container.streams.video:
+        raise VideoError(f"{name}: has no video stream; give a file with pictures, not sound alone")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{name}: its codec is not known to FFmpeg; convert it, e.g. to H.264")
+    stream.thread_count = 1  # loaders decode many files at once; one thread each is the fastest
+    height, width = stream.codec_context.height, stream.codec_context.width
+    if not 0 < height <= MAX_SIDE or not 0 < width <= MAX_SIDE:
+        raise VideoError(f"{name}: frames of {height} x {width} px; give at most {MAX_SIDE} a side")
+    packets = [
+        (p.pts, p.is_keyframe, p.duration or 0) for p in container.demux(stream) if p.size
+    ]
+    pts = [p for p, _, _ in packets]
+    timed = None not in pts and len(set(pts)) == len(pts)
+    timed = timed and container.format.name.startswith(SEEKABLE)
+    count, promised = len(packets), stream.frames
+    if promised and count < promised - 1:  # an edit list may hide the first or last one
+        raise VideoError(f"{name}: truncated, it holds {count} of {promised} frames; fetch it again")
+    if count < min_frames:
+        raise VideoError(
+            f"{name}: has {count} frame{'s' * (count != 1)}; an action needs motion, give a video of "
+            f"at least {min_frames}"
+        )
+    fps = float(stream.average_rate or stream.guessed_rate or 25)
+    duration = count / fps
+    pts_N = keys_K = np.zeros(0, np.int64)
+    if timed:
+        pts_N = np.array(sorted(pts), np.int64)
+        keys_K = np.array(sorted(p for p, key, _ in packets if key), np.int64)
+        unit, gap = stream.time_base, max(p[2] for p in packets) or round(1 / fps / stream.time_base)
+        duration = float((pts_N[-1] - pts_N[0] + gap) * unit)
+        length = (container.duration or 0) / av.time_base
+        if not promised and float((pts_N[-1] + gap) * unit) < 0.9 * length:
+            raise VideoError(
+                f"{name}: truncated, its pictures end after {duration:.1f} of {length:.1f} s; fetch "
+                "it again"
+            )
+        fps = count / duration
+    info = VideoInfo(count, fps, duration, height, width, stream.codec_context.name)
+    return _Opened(name, container, stream, info, pts_N if timed else None, keys_K)
+
+
+def _shown_at(opened: _Opened, times_T: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+    """The index of the frame shown at each time."""
+    last = opened.info.frames - 1
+    # Half a tick of grace: a time that was computed from a frame's own must find that frame.
+    if opened.pts_N is None:
+        return np.floor(times_T * opened.info.fps + 1e-6).astype(int).clip(0, last)
+    unit = Fraction(opened.stream.time_base)
+    ticks_T = times_T / float(unit) + opened.pts_N[0] + 0.5
+    return (np.searchsorted(opened.pts_N, ticks_T, side="right") - 1).clip(0, last)
+
+
+def _decoded(opened: _Opened, wanted: list[int]) -> Iterator[tuple[int, Any]]:
+    """Frames with their indices, at least the wanted (ascending) ones, and none past the last."""
+    container, stream, pts_N = opened.container, opened.stream, opened.pts_N
+    if pts_N is None:  # no times to seek by: from the start, in order
+        container.seek(0)
+        index = -1
+        for index, frame in enumerate(container.decode(stream)):
+            yield index, frame
+            if index >= wanted[-1]:
+                return
+        return
+    index_of = {int(pts): i for i, pts in enumerate(pts_N)}
+    at, frames = -1, iter(())
+    for want in wanted:
+        # Go to the last keyframe before the frame, unless decoding is already past that.
+        before = np.searchsorted(opened.keys_K, pts_N[want], side="right") - 1
+        key = int(opened.keys_K[max(before, 0)]) if len(opened.keys_K) else int(pts_N[0])
+        if at < 0 or index_of.get(key, 0) > at + 1:
+            container.seek(key, stream=stream, backward=True)
+            frames = container.decode(stream)
+        while at < want:
+            frame = next(frames, None)
+            if frame is None:
+                return
+            if frame.pts in index_of:
+                at = index_of[frame.pts]
+                yield at, frame
+
+
+def _target(
+    info: VideoInfo, short_side: int | None, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Height and width that frames are scaled to."""
+    if size is not None:
+        return size
+    if short_side is None:
+        return info.height, info.width
+    scale = short_side / min(info.height, info.width)
+    # Rounding must not make the short side a pixel shorter than what is cropped from it.
+    return max(round(info.height * scale), short_side), max(round(info.width * scale), short_side)

@@ -1,0 +1,224 @@
+"""Names the actions in your own videos.
+
+python -m coco_jax.predict --checkpoint=runs/demo/full/split1/seed0 --video=a.mp4 --actions="x,y,z"
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from coco_jax import sharding
+from coco_jax.checkpoint import restore_params
+from coco_jax.data import videos
+from coco_jax.data.descriptions import Bank
+from coco_jax.data.text import Tokenizer, load_tokenizer
+from coco_jax.errors import UserError, reported
+from coco_jax.step import Params, Program, make_program
+from coco_jax.task import label_ids
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder (it holds config.json).")
+_VIDEOS = flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
+_ACTIONS = flags.DEFINE_string("actions", None, 'The candidates: "juggling, rope skipping".')
+_ACTIONS_FILE = flags.DEFINE_string("actions_file", None, "The candidates, one a line.")
+_DESCRIPTIONS = flags.DEFINE_string(
+    "descriptions",
+    None,
+    "Captions of the actions: JSON {action: [caption, ...]}, or CSV action,description.",
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON for machines instead of a list for people.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """A trained CoCo that names actions: `load`, then `rank`."""
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    program: Program
+    params: Params
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Recognizer":
+        """Loads a run's folder, as `coco_jax.main` leaves it: `WORKDIR/full/split1/seed0`.
+
+        Raises:
+          UserError: the folder holds no run, or no finished checkpoint.
+        """
+        folder = pathlib.Path(folder)
+        try:
+            stored = json.loads((folder / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}: no run with a readable config.json there; train one, and name its "
+                "folder, e.g. runs/demo/full/split1/seed0"
+            ) from error
+        config = ConfigDict(_tuples(stored))
+        config.mesh.update(data=1, fsdp=1, tensor=1)
+        tokenizer = load_tokenizer(folder / "tokenizer.model", config.text.length)
+        program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
+        params = restore_params(folder / "checkpoints", program.abstract)
+        return cls(config, tokenizer, program, params)
+
+    def rank(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        actions: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """For each video its actions, best first, with scores that sum to 1 over the actions.
+
+        Args:
+          paths: video files of any container and codec that FFmpeg reads.
+          actions: candidate names, all different.
+          descriptions: captions of every action; without them the names alone decide.
+
+        Raises:
+          UserError: an unreadable video; no, empty or repeated actions; an action without captions.
+        """
+        _check_actions(actions)
+        l_KD = self.program.embed_labels(
+            self.params, label_ids(self.tokenizer, actions, self.config.text.templates)
+        )
+        d_KMD = shown_KM = None
+        if descriptions is not None:
+            bank = Bank(descriptions, actions, self.tokenizer)
+            count = min(self.config.text.eval_descriptions, int(bank.counts_K.max()))
+            ids_KML, shown_KM = bank.first(count)
+            d_KMD = self.program.embed_texts(self.params, ids_KML)
+        tau = self.config.model.tau
+        ranked = []
+        for path in paths:
+            v_1D = self.program.embed_videos(self.params, self._clip(path)[None])
+            scores_K = np.asarray(self.program.scores(self.params, v_1D, l_KD, d_KMD, shown_KM))[0]
+            share_K = np.asarray(jax.nn.softmax(scores_K / tau))
+            order = np.argsort(-share_K, kind="stable")
+            ranked.append([(actions[i], float(share_K[i])) for i in order])
+        return ranked
+
+    def _clip(self, path: str | os.PathLike[str]) -> np.ndarray:
+        video = self.config.video
+        frames_THWC = videos.decode(
+            path,
+            lambda info: videos.sample_times(video.frames, info.duration, "uniform"),
+            short_side=round(video.size / self.config.data.crop),
+        )
+        top, left = (np.array(frames_THWC.shape[1:3]) - video.size) // 2
+        return frames_THWC[:, top : top + video.size, left : left + video.size]
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that configs hold."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _check_actions(actions: Sequence[str]) -> None:
+    if not actions:
+        raise UserError(
+            'no actions to choose from; give some, e.g. --actions="juggling, rope skipping"'
+        )
+    if any(not action.strip() for action in actions):
+        raise UserError("an action's name is empty; look for a stray comma or empty line")
+    repeated = sorted({action for action in actions if list(actions).count(action) > 1})
+    if repeated:
+        raise UserError(f"actions are listed twice: {', '.join(repeated)}; name each once")
+
+
+def read_actions(listed: str | None, file: str | None) -> list[str]:
+    """The candidates from a comma-separated list or from a file with one a line.
+
+    Raises:
+      UserError: both or neither are given, the file cannot be read, a name is empty or repeated.
+    """
+    if (listed is None) == (file is None):
+        raise UserError('give the candidates with either --actions="x,y" or --actions_file=FILE')
+    if file is not None:
+        try:
+            lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--actions_file={file}: {error}; give a UTF-8 text file") from error
+        actions = [line.strip() for line in lines if line.strip()]
+    else:
+        actions = (
+            [name.strip() for name in (listed or "").split(",")] if (listed or "").strip() else []
+        )
+    _check_actions(actions)
+    return actions
+
+
+def read_descriptions(file: str) -> dict[str, list[str]]:
+    """Captions by action from JSON `{action: [caption, ...]}` or CSV with action,description.
+
+    Raises:
+      UserError: the file is missing or is neither of the two.
+    """
+    wanted = "JSON {action: [caption, ...]} or CSV with the columns action,description"
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            if file.endswith(".csv"):
+                found: dict[str, list[str]] = {}
+                for row in csv.DictReader(stream):
+                    found.setdefault(row["action"], []).append(row["description"])
+                return found
+            captions = json.load(stream)
+    except KeyError as error:
+        raise UserError(f"--descriptions={file}: no column {error}; give {wanted}") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"--descriptions={file}: {error}; give {wanted}") from error
+    if not isinstance(captions, dict) or not all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        for texts in captions.values()
+    ):
+        raise UserError(
+            f"--descriptions={file}: not of the form {{action: [caption, ...]}}; give {wanted}"
+        )
+    return captions
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    with reported("coco_jax.predict"):
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]!r} is not a flag; name videos with --video=FILE")
+        if not _CHECKPOINT.value:
+            raise UserError("--checkpoint is missing; name a run's folder")
+        if not _VIDEOS.value:
+            raise UserError("--video is missing; name one or more video files")
+        actions = read_actions(_ACTIONS.value, _ACTIONS_FILE.value)
+        descriptions = read_descriptions(_DESCRIPTIONS.value) if _DESCRIPTIONS.value else None
+        ranked = Recognizer.load(_CHECKPOINT.value).rank(_VIDEOS.value, actions, descriptions)
+    if _JSON.value:
+        rows = [
+            {"video": video, "actions": [{"action": name, "score": score} for name, score in best]}
+            for video, best in zip(_VIDEOS.value, ranked, strict=True)
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    for video, best in zip(_VIDEOS.value, ranked, strict=True):
+        print(video)
+        for name, score in best:
+            print(f"  {score:6.1%}  {name}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; whatever is wrong with them is one line and exit code 2."""
+    with reported("coco_jax.predict"):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            raise UserError(f"{' '.join(str(error).split())}; see --help") from error
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main, flags_parser=parse))

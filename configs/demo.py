@@ -1,0 +1,46 @@
+"""The demo: 32 rendered actions, 8 of them unseen, `label` against `full`, on a laptop's CPU."""
+
+from coco_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.sweep.ablation = ("label", "full")
+
+    c.data.name = "motion_zsar"
+    c.data.batch = 64
+    c.data.cache = True
+    c.data.color = 0.7
+    c.data.crop = 0.9
+
+    c.text.corpus = "actionhub/motion"
+    c.text.templates = ("{}", "a clip of {}")
+    c.text.descriptions = 4
+    c.text.eval_descriptions = 64
+    c.text.length = 24
+    c.text.vocabulary = 400
+
+    c.video.frames = 16
+    c.video.size = 48
+    c.video.patch = 8
+    c.video.tubelet = 2
+    c.video.width = 96
+    c.video.heads = 4
+    c.video.mlp_ratio = 2.0
+    c.video.depth = 2
+    c.video.temporal_depth = 2
+    c.video.pool = "map"
+
+    c.tower_text.width = 64
+    c.tower_text.heads = 4
+    c.tower_text.mlp_ratio = 2.0
+    c.tower_text.depth = 1
+
+    c.model.dim = 64
+    c.model.dtype = "float32"
+
+    c.optimizer.steps = 600
+    c.optimizer.warmup = 60
+    c.optimizer.rate = 2e-3
+    c.checkpoint_every = 200
+    return c

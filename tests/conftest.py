@@ -1,0 +1,68 @@
+"""What the whole suite shares: eight CPU devices, real video files of a small benchmark, a config."""
+
+import os
+import pathlib
+
+# Before jax is imported anywhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """The embedded benchmark and its corpus, built once for all tests (and all workers)."""
+    from filelock import FileLock
+
+    from tfds_builders.build import build
+
+    # Workers of pytest-xdist share the parent of their temporary folders.
+    shared = tmp_path_factory.getbasetemp().parent
+    folder = shared / "data"
+    with FileLock(str(shared / "data.lock")):
+        for name in ("motion_zsar", "actionhub/motion"):
+            build(name, str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def clips() -> pathlib.Path:
+    """Real video files; they are not part of the repository."""
+    folder = ROOT.parent / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip(f"no real clips: {folder} is absent")
+    return folder
+
+
+def tiny_config(data_dir: str, **changes):
+    """The demo, small enough that a step takes milliseconds; `changes` are `data__batch=8`."""
+    from configs import demo
+
+    config = demo.get_config()
+    config.sweep.ablation = ()
+    config.data.update(dir=data_dir, batch=16)
+    config.text.update(descriptions=2, eval_descriptions=4, vocabulary=300, length=16)
+    config.video.update(frames=4, size=32, patch=16, width=32, heads=2, depth=1, temporal_depth=1)
+    config.tower_text.update(width=32, heads=2)
+    config.model.dim = 32
+    config.optimizer.update(steps=6, warmup=2)
+    config.update(checkpoint_every=3, log_every=1)
+    for name, value in changes.items():
+        *parents, field = name.split("__")
+        where = config
+        for parent in parents:
+            where = where[parent]
+        where[field] = value
+    return config
+
+
+@pytest.fixture
+def tiny(data_dir):
+    """A maker of tiny configs on the embedded benchmark."""
+    return lambda **changes: tiny_config(data_dir, **changes)

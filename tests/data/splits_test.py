@@ -1,0 +1,121 @@
+"""The rules of METHOD ("never broken"): each is broken here on purpose, and noticed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from coco_jax.data import dataset as datasets
+from coco_jax.data import splits
+from coco_jax.data.dataset import Dataset, Records
+from coco_jax.errors import UserError
+from coco_jax.task import make_task
+
+
+@pytest.fixture
+def fake():
+    """Six classes, two train and one test video each."""
+    labels = np.repeat(np.arange(6), 3)
+    records = Records((), labels, tuple(f"v{i}" for i in range(18)), ("train", "train", "test") * 6)
+    class_splits = {"1": {"seen": list("abcd"), "unseen": list("ef")}}
+    return Dataset("fake", tuple("abcdef"), class_splits, records)
+
+
+def config(**changes):
+    from coco_jax.config import default
+
+    c = default()
+    c.update(changes)
+    return c
+
+
+def test_a_plan_puts_every_video_where_the_protocol_wants_it(fake):
+    plan = splits.make_plan(fake, config())
+    assert plan.seen == tuple("abcd") and plan.unseen == tuple("ef")
+    assert plan.train.tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert plan.test_seen.tolist() == [2, 5, 8, 11]
+    assert plan.test_unseen.tolist() == list(range(12, 18))
+
+
+def test_validation_holds_out_seen_classes_and_never_touches_unseen_ones(fake):
+    plan = splits.make_plan(fake, config(protocol="validation", validation_classes=2))
+    assert len(plan.seen) == len(plan.unseen) == 2
+    assert set(plan.seen + plan.unseen) == set("abcd")
+    used = np.concatenate([plan.train, plan.test_seen, plan.test_unseen])
+    assert not np.isin(fake.records.labels[used], [4, 5]).any()
+
+
+def broken(fake, **changes):
+    return dataclasses.replace(splits.make_plan(fake, config()), **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seen": tuple("abcde")}, "seen and unseen at once"),
+        ({"train": np.array([0, 12])}, "videos of unseen classes"),
+        ({"train": np.array([0, 2])}, "trained on and tested"),
+    ],
+)
+def test_a_planted_leak_is_noticed(fake, change, message):
+    with pytest.raises(splits.LeakError, match=message):
+        splits.check_plan(broken(fake, **change), fake)
+
+
+def test_one_video_under_two_records_is_noticed(fake):
+    """The same video as a training record of one class and a tested record of another."""
+    ids = list(fake.records.video_ids)
+    ids[13] = ids[0]
+    leaky = dataclasses.replace(
+        fake, records=dataclasses.replace(fake.records, video_ids=tuple(ids))
+    )
+    with pytest.raises(splits.LeakError, match="v0"):
+        splits.make_plan(leaky, config())
+
+
+def test_a_dataset_whose_split_overlaps_is_noticed(fake):
+    leaky = dataclasses.replace(
+        fake, class_splits={"1": {"seen": list("abc"), "unseen": list("cf")}}
+    )
+    with pytest.raises(splits.LeakError, match="'c'"):
+        splits.make_plan(leaky, config())
+
+
+def test_a_description_of_a_tested_video_is_noticed():
+    splits.check_texts(["v1", "", "v2"], ["v3"])
+    with pytest.raises(splits.LeakError, match="v2"):
+        splits.check_texts(["v1", "v2"], ["v2", "v3"])
+
+
+def test_test_classes_are_not_looked_at_before_the_end():
+    c = config()
+    splits.check_final(c.optimizer.steps, c)
+    with pytest.raises(splits.LeakError, match="step 5"):
+        splits.check_final(5, c)
+    c.protocol = "validation"
+    splits.check_final(5, c)
+
+
+def test_descriptions_of_tested_videos_are_left_out_of_a_task(tiny, monkeypatch):
+    task = make_task(tiny())
+    assert task.left_out > 100  # one in five descriptions of an unseen class names a tested video
+    # Without the leaving out, the check that stands behind it speaks up.
+    from coco_jax.data.descriptions import Corpus
+
+    monkeypatch.setattr(Corpus, "without_videos", lambda self, excluded: (self, 0))
+    with pytest.raises(splits.LeakError, match="tested videos"):
+        make_task(tiny())
+
+
+def test_every_split_of_the_benchmark_makes_a_plan(data_dir):
+    dataset = datasets.load("motion_zsar", data_dir)
+    assert len(dataset.records) == 32 * 40
+    for name in ("1", "2", "3"):
+        plan = splits.make_plan(dataset, config(split=name))
+        assert (len(plan.seen), len(plan.unseen)) == (24, 8)
+        assert (len(plan.train), len(plan.test_seen), len(plan.test_unseen)) == (768, 192, 320)
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(fake):
+    with pytest.raises(UserError, match=r"no split '9'; it has 1"):
+        splits.make_plan(fake, config(split="9"))
