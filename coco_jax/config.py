@@ -101,7 +101,8 @@ def default() -> ConfigDict:
     c.cycle.heads = 1
     c.cycle.tau_r = 0.1
     c.cycle.learned = True
-    c.cycle.frozen = ()  # whose features the cycle does not move: "seen", "unseen", "target"
+    # Whose features the cycle loss does not move: "seen" (as keys and values), "unseen", "target".
+    c.cycle.frozen = ()
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000

@@ -34,7 +34,7 @@ def embed_videos(
 
 def embed_candidates(
     program: Program, params: Params, task: Task
-) -> tuple[jax.Array, jax.Array | None, np.ndarray | None]:
+) -> tuple[jax.Array, np.ndarray | None, np.ndarray | None]:
     """l_c and d_cm of the candidates, seen classes first, and which descriptions exist."""
     labels_KPL, ids_KML, shown_KM = task.candidate_texts()
     l_KD = program.embed_labels(params, labels_KPL)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,7 +112,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     with reported("coco_jax.main"):
-        workdir = pathlib.Path(_WORKDIR.value)
+        workdir = pathlib.Path(_WORKDIR.value or "")
         try:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -126,8 +125,9 @@ def main(argv: list[str]) -> None:
                 else (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
             )
             jax.distributed.initialize(*where)
-        # Runs of a sweep differ little; what one compiled serves the others.
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
+        if not jax.config.jax_compilation_cache_dir:
+            # Runs of a sweep differ little; what one compiled serves the others.
+            jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
         from coco_jax import figures, results
@@ -150,10 +150,5 @@ def main(argv: list[str]) -> None:
             print(path)
 
 
-def entry() -> None:
-    """The command."""
-    app.run(main, flags_parser=parse)
-
-
 if __name__ == "__main__":
-    sys.exit(entry())
+    app.run(main, flags_parser=parse)

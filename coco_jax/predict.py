@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,4 +220,4 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main, flags_parser=parse))
+    app.run(main, flags_parser=parse)

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from coco_jax import sharding
@@ -17,7 +18,6 @@ from coco_jax.models.coco import Batch, CoCo
 from coco_jax.optimizer import make_optimizer, schedule
 
 Params = dict[str, Any]
-VIDEO_FIELDS = ("video", "label")  # what is split over devices; texts are the same everywhere
 
 
 class State(NamedTuple):
@@ -34,9 +34,9 @@ class Program(NamedTuple):
     mesh: Mesh
     init: Callable[[jax.Array], State]  # of a key
     step: Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]
-    embed_videos: Callable[[Params, jax.Array], jax.Array]
-    embed_labels: Callable[[Params, jax.Array], jax.Array]
-    embed_texts: Callable[[Params, jax.Array], jax.Array]
+    embed_videos: Callable[[Params, ArrayLike], jax.Array]
+    embed_labels: Callable[[Params, ArrayLike], jax.Array]
+    embed_texts: Callable[[Params, ArrayLike], jax.Array]
     scores: Callable[..., jax.Array]
     abstract: State  # shapes, dtypes and shardings
 
@@ -48,7 +48,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     """
     optimizer, rate = make_optimizer(config), schedule(config)
 
-    def create(key: jax.Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    def create(key: jax.Array):
         return nnx.split(CoCo(config, rngs=nnx.Rngs(params=key)), nnx.Param, ...)
 
     # The graph and what is not a parameter (an identity that is not learned) are constants.
@@ -72,18 +72,18 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         if count == 1:
             return grad(params, batch, key)
         # Strided, so that each device's share of every microbatch is what it already holds.
-        parts = {
-            name: jnp.moveaxis(batch[name].reshape(-1, count, *batch[name].shape[1:]), 1, 0)
-            for name in VIDEO_FIELDS
-        }
+        videos = {"video": batch["video"], "label": batch["label"]}
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), videos
+        )
 
         def one(total, part):
             i, part = part
-            got = grad(params, batch | part, jax.random.fold_in(key, i))
+            got = grad(params, {**batch, **part}, jax.random.fold_in(key, i))
             return jax.tree.map(jnp.add, total, got), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, batch | first, key))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, {**batch, **first}, key))
         total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
         return jax.tree.map(lambda x: x / count, total)
 
@@ -101,8 +101,10 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     )
     everywhere = NamedSharding(mesh, P())
     split = NamedSharding(mesh, sharding.BATCH)
-    batch_places = {
-        name: split if name in VIDEO_FIELDS else everywhere for name in Batch.__annotations__
+    # Videos are split over the devices, texts are the same everywhere.
+    batch_places = dict.fromkeys(Batch.__annotations__, everywhere) | {
+        "video": split,
+        "label": split,
     }
     jit = functools.partial(jax.jit, out_shardings=everywhere)
     return Program(

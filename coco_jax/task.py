@@ -29,6 +29,7 @@ class Task:
     plan: Plan
     tokenizer: Tokenizer
     pool: tuple[str, ...]  # classes that play "unseen" in the cycle; () if it needs no others
+    label_ids: dict[str, Int[np.ndarray, "K P L"]]  # of "seen", "pool", "unseen"
     banks: dict[str, Bank | None]  # of "seen", "pool", "unseen"; None without descriptions
     left_out: int  # descriptions that were collected from tested videos
 
@@ -47,10 +48,6 @@ class Task:
         index_K[datasets.select(self.dataset.classes, names)] = np.arange(len(names))
         return index_K[self.dataset.records.labels]
 
-    def labels(self, names: tuple[str, ...]) -> Int[np.ndarray, "K P L"]:
-        """Token ids of class names in the prompt templates."""
-        return label_ids(self.tokenizer, names, self.config.text.templates)
-
     def step_texts(self, step: int) -> dict[str, np.ndarray]:
         """The text part of a batch: a pure function of the seed and the step."""
         rng = np.random.default_rng([self.config.seed, step])
@@ -61,8 +58,8 @@ class Task:
             return bank.draw(rng, count) if bank else np.zeros((0, count, length), np.int32)
 
         return {
-            "label_ids": self.labels(self.plan.seen),
-            "pool_label_ids": self.labels(self.pool),
+            "label_ids": self.label_ids["seen"],
+            "pool_label_ids": self.label_ids["pool"],
             "description_ids": draw("seen"),
             "pool_description_ids": draw("pool"),
             "episode": rng.permutation(len(self.plan.seen)).astype(np.int32),
@@ -74,12 +71,12 @@ class Task:
         Int[np.ndarray, "K P L"], Int[np.ndarray, "K M L"] | None, Bool[np.ndarray, "K M"] | None
     ]:
         """Labels and descriptions of the candidates, seen first, as the evaluation uses them."""
-        labels_KPL = self.labels(self.plan.seen + self.plan.unseen)
-        if not self.banks["seen"]:
+        labels_KPL = np.concatenate([self.label_ids["seen"], self.label_ids["unseen"]])
+        banks = [bank for which in ("seen", "unseen") if (bank := self.banks[which])]
+        if not banks:
             return labels_KPL, None, None
-        count = self.config.text.eval_descriptions
-        seen, unseen = (self.banks[which].first(count) for which in ("seen", "unseen"))
-        return labels_KPL, *(np.concatenate(pair) for pair in zip(seen, unseen, strict=True))
+        ids, shown = zip(*(b.first(self.config.text.eval_descriptions) for b in banks), strict=True)
+        return labels_KPL, np.concatenate(ids), np.concatenate(shown)
 
 
 def validate(config: ConfigDict) -> None:
@@ -157,10 +154,11 @@ def make_task(config: ConfigDict) -> Task:
     )
     config.text.vocabulary = tokenizer.size
 
-    banks: dict[str, Bank | None] = dict.fromkeys(("seen", "pool", "unseen"))
+    groups = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
+    labels = {k: label_ids(tokenizer, names, config.text.templates) for k, names in groups.items()}
+    banks: dict[str, Bank | None] = dict.fromkeys(groups)
     if config.ablation in ("label+desc", "full"):
-        for which, names in (("seen", plan.seen), ("pool", pool), ("unseen", plan.unseen)):
-            banks[which] = Bank(corpus.texts, names, tokenizer)
+        banks = {k: Bank(corpus.texts, names, tokenizer) for k, names in groups.items()}
         used = {v for name in (*known, *plan.unseen) for v in corpus.video_ids.get(name, ())}
         check_texts(used, tested)
-    return Task(config, dataset, plan, tokenizer, pool, banks, left_out)
+    return Task(config, dataset, plan, tokenizer, pool, labels, banks, left_out)

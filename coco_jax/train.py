@@ -15,6 +15,7 @@ from clu import parameter_overview
 from coco_jax.checkpoint import Checkpoints
 from coco_jax.data.loader import TrainLoader
 from coco_jax.errors import UserError
+from coco_jax.models.coco import Batch
 from coco_jax.step import Program, State, global_batch
 from coco_jax.task import Task
 
@@ -68,7 +69,7 @@ def train(
     state, start = restored or (program.init(key), 0)
     if restored is None and first_process:
         logging.info(parameter_overview.get_parameter_overview(state.params))
-    steps = config.optimizer.steps
+    steps, seen_label = config.optimizer.steps, task.seen_label.astype(np.int32)
     loader = TrainLoader(
         task.dataset.records, task.plan.train, config,
         start=start, process=jax.process_index(), processes=jax.process_count(),
@@ -93,12 +94,12 @@ def train(
     try:
         for step in range(int(state.step), steps):
             local = next(loader)
-            batch = task.step_texts(step) | {
-                "video": global_batch(program.mesh, local["video"]),
-                "label": global_batch(
-                    program.mesh, task.seen_label[local["index"]].astype(np.int32)
-                ),
-            }
+            labels = seen_label[local["index"]]
+            batch = Batch(
+                video=global_batch(program.mesh, local["video"]),
+                label=global_batch(program.mesh, labels),
+                **task.step_texts(step),  # type: ignore[typeddict-item]
+            )
             state, terms = program.step(state, batch, key)
             pending.append((step + 1, terms, local["index"]))
             if len(pending) > 1:

@@ -1,4 +1,8 @@
-"""The demo: 32 rendered actions, 8 of them unseen, `label` against `full`, on a laptop's CPU."""
+"""The demo: 32 rendered actions, 8 of them unseen, `label` against `full`, on a laptop's CPU.
+
+What differs from the defaults for other reasons than size was chosen on classes held out of the
+seen ones (config.protocol = "validation"); docs/findings.md has the figures.
+"""
 
 from coco_jax import config
 
@@ -22,7 +26,7 @@ def get_config():
 
     c.video.frames = 16
     c.video.size = 48
-    c.video.patch = 8
+    c.video.patch = 12
     c.video.tubelet = 2
     c.video.width = 96
     c.video.heads = 4
@@ -39,8 +43,13 @@ def get_config():
     c.model.dim = 64
     c.model.dtype = "float32"
 
-    c.optimizer.steps = 600
-    c.optimizer.warmup = 60
+    c.model.tau_d = 1.0  # a video must not pick the vague captions
+    c.model.alpha = 0.0  # coined names say nothing about an unseen action
+    # The text tower learns from scratch: a target that may move lets all classes fall together.
+    c.cycle.frozen = ("target",)
+
+    c.optimizer.steps = 500
+    c.optimizer.warmup = 50
     c.optimizer.rate = 2e-3
-    c.checkpoint_every = 200
+    c.checkpoint_every = 100
     return c

@@ -1,4 +1,4 @@
-"""What the whole suite shares: eight CPU devices, real video files of a small benchmark, a config."""
+"""What the whole suite shares: eight CPU devices, the embedded benchmark, a tiny config."""
 
 import os
 import pathlib

@@ -59,15 +59,15 @@ def open_builder(name: str, data_dir: str):
     """
     import tensorflow_datasets as tfds
 
+    dataset, _, config = name.partition("/")
     try:
         return tfds.core.read_only_builder.builder_from_files(
-            name.split("/")[0], data_dir=data_dir, config=(name.split("/") + [None])[1]
+            dataset, data_dir=data_dir, config=config or None
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         raise UserError(
-            f"dataset {name!r} is not in {data_dir}: build it with `tfds build "
-            f"tfds_builders/{name.split('/')[0]} --data_dir={data_dir} --file_format=array_record` "
-            f"(`make data` builds the demo's), or set config.data.dir"
+            f"dataset {name!r} is not in {data_dir}: build it with `python -m tfds_builders.build "
+            f"{name} --data_dir={data_dir}` (`make data` builds the demo's), or set config.data.dir"
         ) from error
 
 

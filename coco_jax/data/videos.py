@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -197,14 +197,15 @@ def encode(
 @contextlib.contextmanager
 def _opened(video: Video, name: str | None, min_frames: int) -> Iterator[_Opened]:
     """Opens and indexes a file; libav's errors inside become a VideoError."""
+    source: BinaryIO
     if isinstance(video, bytes):
-        name, source = name or "<bytes>", contextlib.nullcontext(io.BytesIO(video))
+        name, source = name or "<bytes>", io.BytesIO(video)
         empty = not video
     else:
         name = name or os.fspath(video)
         try:
             source = open(video, "rb")  # noqa: SIM115
-            empty = not os.fstat(source.fileno()).st_size
+            empty = not os.path.getsize(video)
         except OSError as error:
             raise VideoError(f"{name}: {error.strerror}; name a video file") from error
     with source as stream:
@@ -233,15 +234,15 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
     height, width = stream.codec_context.height, stream.codec_context.width
     if not 0 < height <= MAX_SIDE or not 0 < width <= MAX_SIDE:
         raise VideoError(f"{name}: frames of {height} x {width} px; give at most {MAX_SIDE} a side")
-    packets = [
-        (p.pts, p.is_keyframe, p.duration or 0) for p in container.demux(stream) if p.size
-    ]
+    packets = [(p.pts, p.is_keyframe, p.duration or 0) for p in container.demux(stream) if p.size]
     pts = [p for p, _, _ in packets]
     timed = None not in pts and len(set(pts)) == len(pts)
     timed = timed and container.format.name.startswith(SEEKABLE)
     count, promised = len(packets), stream.frames
     if promised and count < promised - 1:  # an edit list may hide the first or last one
-        raise VideoError(f"{name}: truncated, it holds {count} of {promised} frames; fetch it again")
+        raise VideoError(
+            f"{name}: truncated, it holds {count} of {promised} frames; fetch it again"
+        )
     if count < min_frames:
         raise VideoError(
             f"{name}: has {count} frame{'s' * (count != 1)}; an action needs motion, give a video of "
@@ -253,7 +254,10 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
     if timed:
         pts_N = np.array(sorted(pts), np.int64)
         keys_K = np.array(sorted(p for p, key, _ in packets if key), np.int64)
-        unit, gap = stream.time_base, max(p[2] for p in packets) or round(1 / fps / stream.time_base)
+        unit, gap = (
+            stream.time_base,
+            max(p[2] for p in packets) or round(1 / fps / stream.time_base),
+        )
         duration = float((pts_N[-1] - pts_N[0] + gap) * unit)
         length = (container.duration or 0) / av.time_base
         if not promised and float((pts_N[-1] + gap) * unit) < 0.9 * length:

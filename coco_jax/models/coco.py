@@ -40,7 +40,7 @@ class CoCo(nnx.Module):
         dtype = jnp.dtype(model.dtype)
         self.config = FrozenConfigDict(config)
         if video.kind == "features":
-            self.video = FeatureTower(
+            self.video: FeatureTower | VideoTower = FeatureTower(
                 features=video.features, width=video.width, dropout=video.dropout, dtype=dtype,
                 rngs=rngs,
             )  # fmt: skip
@@ -147,14 +147,17 @@ class CoCo(nnx.Module):
             )
             loss += model.lambda_desc * terms["description"]
 
-        if self.uses_cycle:
+        if self.invariance is not None:
             s_XD = alignment.semantic_features(l_XD, d_XMD, model.label_weight)
             if config.cycle.pool == "episodic":
                 s_XD = s_XD[batch["episode"]]
                 s_SD, s_UD = jnp.split(s_XD, [seen - seen // 2])
             else:
                 s_SD, s_UD = jnp.split(s_XD, [seen])
-            held = lambda who, x: jax.lax.stop_gradient(x) if who in config.cycle.frozen else x
+
+            def held(who: str, x_KD: jax.Array) -> jax.Array:
+                return jax.lax.stop_gradient(x_KD) if who in config.cycle.frozen else x_KD
+
             rebuilt_SD = self.invariance(held("seen", s_SD), held("unseen", s_UD))
             terms["cycle"] = cycle_loss(rebuilt_SD, held("target", s_SD), config.cycle.form, tau)
             loss += model.lambda_cycle * terms["cycle"]

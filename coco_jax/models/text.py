@@ -59,7 +59,7 @@ class TextTower(nnx.Module):
         x_XLD = x_XLD + self.position[: ids_XL.shape[1]].astype(x_XLD.dtype)
         x_XLD = self.norm(self.blocks(x_XLD, mask_X11L, key))
         match self.pool:
-            case "map":
+            case "map" if self.map is not None:
                 return self.map(x_XLD, mask_X11L)
             case "last":
                 return x_XLD[jnp.arange(len(ids_XL)), shown_XL.sum(1) - 1]

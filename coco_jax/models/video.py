@@ -70,7 +70,7 @@ class VideoTower(nnx.Module):
         if temporal_depth:
             steps = frames // tubelet
             self.time_position = nnx.Param(normal(rngs.params(), (steps, width)))
-            self.temporal = Blocks(temporal_depth, **block)
+            self.temporal: Blocks | None = Blocks(temporal_depth, **block)
             self.time_norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         else:
             self.temporal = None
@@ -102,7 +102,7 @@ class VideoTower(nnx.Module):
         match self.pool:
             case "cls":
                 x_XD = x_XND[:, 0]
-            case "map":
+            case "map" if self.map is not None:
                 x_XD = self.map(x_XND)
             case _:
                 x_XD = x_XND.mean(1)

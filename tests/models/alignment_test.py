@@ -86,8 +86,8 @@ def test_losses_do_not_depend_on_the_order_of_videos_or_classes(seed):
     videos, classes = rng.permutation(6), rng.permutation(4)
     moved_B = np.argsort(classes)[label_B[videos]]
 
-    def both(v, l, d, label):
-        return alignment.label_loss(v, l, label, tau), alignment.description_loss(
+    def both(v, text, d, label):
+        return alignment.label_loss(v, text, label, tau), alignment.description_loss(
             v, d, label, tau, 0.1
         )
 

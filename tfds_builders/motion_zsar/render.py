@@ -26,8 +26,8 @@ def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
     shake_T2 = (shake_T2 - shake_T2.mean(0)).clip(-2, 2) * 2 / SIZE * rng.uniform(0, 1)
     ticks = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1  # -1 .. 1, y downward
     # Kept as a row and a column that broadcast: most of the drawing is done on those.
-    x_THW = np.float32(ticks[None, None, :] + shake_T2[:, 0, None, None])
-    y_THW = np.float32(ticks[None, :, None] + shake_T2[:, 1, None, None])
+    x_THW = (ticks[None, None, :] + shake_T2[:, 0, None, None]).astype(np.float32)
+    y_THW = (ticks[None, :, None] + shake_T2[:, 1, None, None]).astype(np.float32)
 
     # Bodies are lighter than the ground, as in footage that is lit for what matters in it.
     ground = rng.uniform(0.05, 0.4, 3)
@@ -42,7 +42,8 @@ def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
     for at_T2 in _paths(rng, action.path, progress_T):
         turned_T = angle_T + rng.uniform(0, 2 * np.pi)
         mask_THW = (
-            _body(rng, x_THW, y_THW, at_T2, size_T, turned_T) * np.float32(shown_T)[:, None, None]
+            _body(rng, x_THW, y_THW, at_T2, size_T, turned_T)
+            * shown_T.astype(np.float32)[:, None, None]
         )
         image_THWC = _paint(image_THWC, mask_THW, _light_colour(rng))
     noise = rng.standard_normal(image_THWC.shape, np.float32) * np.float32(rng.uniform(0, 0.02))
@@ -113,7 +114,10 @@ def _manner(
 
 def _body(rng, x_THW, y_THW, at_T2, size_T, angle_T) -> Float[np.ndarray, "T H W"]:
     """Coverage of a randomly chosen rigid shape; each one looks different when turned."""
-    column = lambda x_T: np.float32(x_T)[:, None, None]
+
+    def column(x_T):
+        return x_T.astype(np.float32)[:, None, None]
+
     dx, dy = x_THW - column(at_T2[:, 0]), y_THW - column(at_T2[:, 1])
     cos, sin, size = column(np.cos(angle_T)), column(np.sin(angle_T)), column(size_T)
     u, v = (cos * dx + sin * dy) / size, (cos * dy - sin * dx) / size
