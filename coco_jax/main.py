@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone who imports it
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -26,12 +29,12 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is.")
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags; whatever is wrong with them is one line and exit code 2."""
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # libraries log every file they write
     with reported("coco_jax.main"):
         try:
             left = flags.FLAGS(argv)
             if _CONFIG.value is None:
                 raise UserError("--config is missing; try --config=configs/demo.py")
+            _CONFIG.value.to_dict()  # a file that could not be loaded says so only when it is used
         except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError) as error:
             text = " ".join(str(error).split())
             raise UserError(f"{text} (fields and their meaning: coco_jax/config.py)") from error
@@ -83,10 +86,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
                 f"{folder} was trained with another config ({'; '.join(differ)}); choose a new "
                 "--workdir, or pass --allow_config_change"
             )
-    if task.left_out:
-        logging.info(
-            "%s: %d descriptions come from tested videos and are left out", name, task.left_out
-        )
     folder.mkdir(parents=True, exist_ok=True)
     first = jax.process_index() == 0
     if first:
@@ -109,6 +108,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
 def main(argv: list[str]) -> None:
     """Runs the sweep of the config, then writes results.json, the table and the figures."""
     del argv
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # libraries tell of every file they write
     import jax
 
     with reported("coco_jax.main"):
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> None:
                 else (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
             )
             jax.distributed.initialize(*where)
-        if not jax.config.jax_compilation_cache_dir:
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             # Runs of a sweep differ little; what one compiled serves the others.
             jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

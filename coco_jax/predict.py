@@ -94,7 +94,8 @@ class Recognizer:
             count = min(self.config.text.eval_descriptions, int(bank.counts_K.max()))
             ids_KML, shown_KM = bank.first(count)
             d_KMD = self.program.embed_texts(self.params, ids_KML)
-        tau = self.config.model.tau
+        model = self.config.model
+        tau = np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max)
         ranked = []
         for path in paths:
             v_1D = self.program.embed_videos(self.params, self._clip(path)[None])

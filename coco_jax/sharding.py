@@ -20,7 +20,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     """A mesh of `config.mesh`; one axis may be -1 and takes the devices that remain.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or do not divide the batch.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [config.mesh[axis] for axis in AXES]
@@ -30,6 +30,17 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
         axes = " x ".join(f"{axis}={config.mesh[axis]}" for axis in AXES)
         raise UserError(
             f"config.mesh: {axes} does not fit {len(devices)} devices; choose axes whose product it is"
+        )
+    split = shape[0] * shape[1]
+    if config.data.batch % (split * config.optimizer.accumulate):
+        raise UserError(
+            f"config.data.batch: {config.data.batch} videos in {config.optimizer.accumulate} "
+            f"microbatches does not divide over data x fsdp = {split}; choose a multiple"
+        )
+    if split % jax.process_count():
+        raise UserError(
+            f"config.mesh: data x fsdp = {split} does not divide over {jax.process_count()} "
+            "processes, each of which reads its own videos"
         )
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
 

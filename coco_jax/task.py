@@ -103,11 +103,17 @@ def validate(config: ConfigDict) -> None:
             f"config.text.corpus: the ablation {config.ablation!r} needs descriptions; name a corpus, "
             "or set config.ablation='label'"
         )
-    if config.data.batch % config.optimizer.accumulate:
-        raise UserError(
-            f"config.data.batch: {config.data.batch} does not divide into "
-            f"{config.optimizer.accumulate} microbatches (config.optimizer.accumulate)"
-        )
+    video, text, accumulate = config.video, config.tower_text, config.optimizer.accumulate
+    for field, value, divisor, what in (
+        ("data.batch", config.data.batch, accumulate, "microbatches (optimizer.accumulate)"),
+        ("video.size", video.size, video.patch, "pixels a patch (video.patch)"),
+        ("video.frames", video.frames, video.tubelet, "frames a patch (video.tubelet)"),
+        ("video.width", video.width, video.heads, "heads (video.heads)"),
+        ("tower_text.width", text.width, text.heads, "heads (tower_text.heads)"),
+        ("model.dim", config.model.dim, config.cycle.heads, "heads (cycle.heads)"),
+    ):
+        if value % divisor:
+            raise UserError(f"config.{field}: {value} does not divide into {divisor} {what}")
 
 
 def make_task(config: ConfigDict) -> Task:

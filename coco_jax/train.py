@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from clu import parameter_overview
 
 from coco_jax.checkpoint import Checkpoints
@@ -68,7 +67,15 @@ def train(
     key = jax.random.key(config.seed)
     state, start = restored or (program.init(key), 0)
     if restored is None and first_process:
-        logging.info(parameter_overview.get_parameter_overview(state.params))
+        overview = parameter_overview.get_parameter_overview(state.params)
+        (folder / "parameters.txt").write_text(overview + "\n")
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        left_out = f", {task.left_out} descriptions of tested videos left out" * bool(task.left_out)
+        print(
+            f"{name}: {count:,} parameters ({folder}/parameters.txt), "
+            f"{len(task.plan.train)} videos of {len(task.plan.seen)} seen classes{left_out}",
+            file=sys.stderr,
+        )
     steps, seen_label = config.optimizer.steps, task.seen_label.astype(np.int32)
     loader = TrainLoader(
         task.dataset.records, task.plan.train, config,

@@ -60,7 +60,7 @@ def test_eight_devices_give_the_loss_curve_of_one(tiny):
         batches.append(Batch(video=local["video"], label=labels, **task.step_texts(step)))
     eight = one.copy_and_resolve_references()
     eight.mesh.update(data=2, fsdp=2, tensor=2)
-    losses, params = run(one, 20, 1, batches)
+    losses, _ = run(one, 20, 1, batches)
     sharded, sharded_params = run(eight, 20, 8, batches)
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(sharded, losses, atol=1e-4)

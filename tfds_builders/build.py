@@ -5,7 +5,10 @@ needs Apache Beam installed even for builders that do not use it.
 """
 
 import importlib
+import os
 import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone who imports it
 
 from absl import app, flags
 

@@ -1,0 +1,194 @@
+"""The command from outside: what it writes, how it survives, what it says of bad input."""
+
+import json
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+
+from coco_jax import main
+from coco_jax.errors import UserError
+from tests import runs
+
+RUN = "full/split1/seed0"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A tiny sweep of two ablations, run to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = runs.write_config(folder / "config.py", data_dir, sweep__ablation=("label", "full"))
+    done = runs.call(*runs.command(config, folder / "run"))
+    assert done.returncode == 0, done.stderr
+    return config, folder / "run", done
+
+
+def test_a_sweep_leaves_results_figures_and_a_table(finished):
+    _, workdir, done = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["dataset"] == "motion_zsar" and results["pool"] == "unseen"
+    assert results["chance"] == 0.125 and results["seeds"] == [0]
+    assert list(results["ablations"]) == ["label", "full"]
+    for figures in results["ablations"].values():
+        assert set(figures) == {"top1", "top5", "generalised"}
+        assert set(figures["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
+        assert figures["top1"]["mean"] == figures["top1"]["runs"][0]
+        assert 0 <= figures["top1"]["mean"] <= figures["top5"]["mean"] <= 1
+    for name in ("confusion.png", "clips.png"):
+        assert (workdir / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    assert "| label " in done.stdout and "| full " in done.stdout
+    assert "parameters" in done.stderr and "clips/s" in done.stderr
+    assert (workdir / RUN / "parameters.txt").read_text().count("kernel") > 5
+
+
+def test_a_finished_sweep_is_not_trained_again(finished):
+    config, workdir, _ = finished
+    before = (workdir / RUN / "result.json").stat().st_mtime_ns
+    again = runs.call(*runs.command(config, workdir))
+    assert again.returncode == 0 and "clips/s" not in again.stderr
+    assert (workdir / RUN / "result.json").stat().st_mtime_ns == before
+
+
+def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
+    config, workdir, _ = finished
+    stored = runs.result(workdir / RUN)
+    (workdir / RUN / "result.json").rename(tmp_path / "result.json")
+    done = runs.call(*runs.command(config, workdir, "--mode=evaluate"))
+    assert done.returncode == 0, done.stderr
+    assert runs.result(workdir / RUN) == stored
+
+
+def test_killed_at_any_step_it_ends_bit_for_bit_the_same(data_dir, tmp_path):
+    config = runs.write_config(
+        tmp_path / "c.py", data_dir, optimizer__steps=10, checkpoint_every=2, video__dropout=0.1
+    )
+    whole = runs.call(*runs.command(config, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    at = int(np.random.default_rng().integers(3, 10))
+    command = runs.command(config, tmp_path / "killed")
+    with subprocess.Popen(
+        command,
+        env=runs.environment(),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        for line in child.stderr:
+            if f"step {at}/10" in line:
+                child.send_signal(signal.SIGKILL)
+                break
+    assert child.wait() == -signal.SIGKILL
+    resumed = runs.call(*command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"step {at}/10" in resumed.stderr or f"step {at + 1}/10" in resumed.stderr
+    assert "step 1/10" not in resumed.stderr  # it was taken up, not begun again
+    want, got = (runs.final_params(tmp_path / name / RUN) for name in ("whole", "killed"))
+    assert want.keys() == got.keys() and len(want) > 20
+    for name in want:
+        np.testing.assert_array_equal(want[name], got[name], err_msg=name)
+    assert runs.result(tmp_path / "whole" / RUN) == runs.result(tmp_path / "killed" / RUN)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_give_the_loss_curve_of_one(data_dir, tmp_path):
+    config = runs.write_config(
+        tmp_path / "c.py", data_dir, optimizer__steps=20, checkpoint_every=10, mesh__fsdp=2
+    )
+    one = runs.call(*runs.command(config, tmp_path / "one"), devices=2)
+    assert one.returncode == 0, one.stderr
+    address = f"127.0.0.1:{free_port()}"
+    children = [
+        subprocess.Popen(
+            runs.command(
+                config, tmp_path / "two", f"--coordinator={address}", "--processes=2", f"--process={i}"
+            ),
+            env=runs.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for child in children:
+        _, errors = child.communicate(timeout=600)
+        assert child.returncode == 0, errors
+    want, got = (runs.losses(tmp_path / name / RUN) for name in ("one", "two"))
+    assert sorted(want) == sorted(got) == list(range(1, 21))
+    np.testing.assert_allclose([got[s] for s in want], list(want.values()), atol=1e-4)
+    a, b = (runs.result(tmp_path / name / RUN) for name in ("one", "two"))
+    assert a["top1"] == pytest.approx(b["top1"], abs=0.01)
+
+
+def one_line(done, code=2) -> str:
+    """The error of a failed command: a single line, no traceback."""
+    assert done.returncode == code, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("coco_jax.")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
+
+
+def test_bad_flags_are_one_line(finished, tmp_path):
+    config, _, _ = finished
+    plain = runs.command(config, tmp_path / "x")
+    cases = {
+        (*plain[:3], "--workdir=x"): "--config is missing",
+        (*plain[:4],): "--workdir is missing",
+        (*plain[:3], "--config=nowhere.py", "--workdir=x"): "nowhere.py",
+        (*plain, "--config.optimzer.steps=3"): "optimzer",
+        (*plain, "--config.optimizer.steps=many"): "steps",
+        (*plain, "--mood=both"): "mood",
+        (*plain, "extra"): "'extra' is not a flag",
+    }
+    for command, message in cases.items():
+        assert message in one_line(runs.call(*command))
+
+
+def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
+    config, _, _ = finished
+    done = runs.call(*runs.command(config, tmp_path / "x", "--config.data.name=nothing"))
+    assert "python -m tfds_builders.build nothing" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data__dir", "/nowhere", "is not in /nowhere"),
+        ("split", "7", "has no split '7'; it has 1, 2, 3"),
+        ("cycle__pool", "anything", "is not one of unseen, auxiliary, episodic"),
+        ("ablation", "labels", r"is not one of label, label\+desc"),
+        ("optimizer__accumulate", 3, "does not divide"),
+        ("mesh__tensor", 3, "does not fit 8 devices"),
+        ("video__patch", 7, "does not divide"),
+        ("tower_text__heads", 5, "does not divide"),
+        ("text__corpus", None, "needs descriptions"),
+        ("data__batch", 12, "does not divide"),
+    ],
+)
+def test_a_config_that_cannot_work_says_which_field_and_what_to_do(
+    tiny, tmp_path, field, value, message
+):
+    config = tiny(**{field: value})
+    with pytest.raises(UserError, match=message) as caught:
+        main.run(config, tmp_path, "both", False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_config_is_refused_field_by_field_unless_allowed(finished):
+    config, workdir, _ = finished
+    changed = runs.command(config, workdir, "--config.optimizer.rate=0.5", "--config.log_every=7")
+    error = one_line(runs.call(*changed))
+    assert "optimizer.rate: 0.002 -> 0.5" in error and "log_every" not in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(data_dir, tmp_path):
+    config = runs.write_config(
+        tmp_path / "c.py", data_dir, optimizer__rate=1e30, optimizer__clip=1e30, optimizer__warmup=0
+    )
+    error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
+    assert "the loss is nan at step" in error and "config.optimizer.rate" in error
+    assert error.count("_0") >= 8  # the ids of the batch's clips

@@ -1,0 +1,84 @@
+"""Running the command as a user does, in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# A config file in which the tiny config is spelt out, so that only flags differ between runs.
+CONFIG = """
+import sys
+sys.path.insert(0, {root!r})
+from conftest import tiny_config
+
+def get_config():
+    return tiny_config({data_dir!r}, **{changes!r})
+"""
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Child processes see few devices and one core's worth of threads each."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def write_config(path: pathlib.Path, data_dir: str, **changes) -> pathlib.Path:
+    """A config file of the tiny config."""
+    path.write_text(CONFIG.format(root=str(ROOT), data_dir=data_dir, changes=changes))
+    return path
+
+
+def command(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
+    """coco_jax.main with these flags."""
+    return [
+        sys.executable,
+        "-m",
+        "coco_jax.main",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+def call(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a command to its end, its output kept as text."""
+    return subprocess.run(
+        args,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+        **kwargs,
+    )
+
+
+def losses(folder: pathlib.Path) -> dict[int, float]:
+    """The losses that a run wrote for TensorBoard, by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors("loss")}
+
+
+def final_params(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The parameters of a run's last checkpoint, by path."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    from coco_jax.sharding import path_of
+
+    checkpoints = folder / "checkpoints"
+    last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    tree = ocp.PyTreeCheckpointer().restore((checkpoints / str(last) / "state").absolute())
+    return {path_of(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree["params"])}
+
+
+def result(folder: pathlib.Path) -> dict:
+    """A run's result.json."""
+    return json.loads((folder / "result.json").read_text())
