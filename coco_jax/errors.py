@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from absl import flags, logging
+
 
 class UserError(Exception):
     """Something the user can mend; its message is one line naming the place and the remedy."""
@@ -17,3 +19,9 @@ def reported(program: str) -> Iterator[None]:
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def quiet() -> None:
+    """Hides what libraries log below a warning, unless --verbosity asks for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)

@@ -9,10 +9,10 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone who imports it
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from coco_jax.errors import UserError, reported
+from coco_jax.errors import UserError, quiet, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps all that it writes.")
@@ -108,8 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
 def main(argv: list[str]) -> None:
     """Runs the sweep of the config, then writes results.json, the table and the figures."""
     del argv
-    if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # libraries tell of every file they write
+    quiet()
     import jax
 
     with reported("coco_jax.main"):

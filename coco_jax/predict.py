@@ -21,7 +21,7 @@ from coco_jax.checkpoint import restore_params
 from coco_jax.data import videos
 from coco_jax.data.descriptions import Bank
 from coco_jax.data.text import Tokenizer, load_tokenizer
-from coco_jax.errors import UserError, reported
+from coco_jax.errors import UserError, quiet, reported
 from coco_jax.step import Params, Program, make_program
 from coco_jax.task import label_ids
 
@@ -164,14 +164,14 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
       UserError: the file is missing or is neither of the two.
     """
     wanted = "JSON {action: [caption, ...]} or CSV with the columns action,description"
+    captions: dict[str, list[str]] = {}
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             if file.endswith(".csv"):
-                found: dict[str, list[str]] = {}
                 for row in csv.DictReader(stream):
-                    found.setdefault(row["action"], []).append(row["description"])
-                return found
-            captions = json.load(stream)
+                    captions.setdefault(row["action"], []).append(row["description"])
+            else:
+                captions = json.load(stream)
     except KeyError as error:
         raise UserError(f"--descriptions={file}: no column {error}; give {wanted}") from error
     except (OSError, ValueError, csv.Error) as error:
@@ -181,13 +181,14 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
         for texts in captions.values()
     ):
         raise UserError(
-            f"--descriptions={file}: not of the form {{action: [caption, ...]}}; give {wanted}"
+            f"--descriptions={file}: an action without a list of captions; give {wanted}"
         )
     return captions
 
 
 def main(argv: list[str]) -> None:
     """The command."""
+    quiet()
     with reported("coco_jax.predict"):
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is not a flag; name videos with --video=FILE")

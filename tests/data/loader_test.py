@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from absl import flags
 
 from coco_jax.data import dataset as datasets
 from coco_jax.data.loader import Clip, TrainLoader, evaluation_batches
@@ -50,6 +51,7 @@ def test_taken_up_at_any_batch_it_goes_on_with_the_very_next(records, tiny):
 
 
 def test_worker_processes_change_nothing(records, tiny):
+    flags.FLAGS.mark_as_parsed()  # Grain's workers are told the flags, which the command parses
     indices = np.arange(20)
     plain = stream(records, indices, tiny(data__batch=8), 3)
     worked = stream(records, indices, tiny(data__batch=8, data__workers=2), 3)
