@@ -1,7 +1,9 @@
 """Checkpoints: the state, and beside it the place in the data, the config and the code's version."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +14,8 @@ import coco_jax
 from coco_jax.errors import UserError
 from coco_jax.step import Params, State
 
-# What may differ between a run and its resumption without changing what it computes.
+# What may differ between a run and its resumption: where and how fast it runs, not what it computes
+# (but for the order in which another mesh adds floats).
 FREE = ("sweep.", "log_every", "checkpoint_every", "keep", "mesh.", "data.dir",
         "data.workers", "data.threads", "data.cache")  # fmt: skip
 
@@ -63,30 +66,23 @@ class Checkpoints:
             ),
         )
 
-    def restore(
-        self, abstract: State, config: ConfigDict, allow_config_change: bool = False
-    ) -> tuple[State, int] | None:
+    def restore(self, abstract: State) -> tuple[State, int] | None:
         """The latest state, laid out as `abstract` says, and its next batch; None if there is none.
 
         Raises:
-          UserError: the config differs in a field that matters.
+          UserError: it is damaged, or of another model.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        got = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
-            ),
-        )
-        differ = changes(got.meta["config"], config.to_dict())
-        if differ and not allow_config_change:
-            raise UserError(
-                f"{self.folder} was trained with another config ({'; '.join(differ)}); choose a new "
-                "--workdir, or pass --allow_config_change"
+        with _readable(self.folder / str(step)):
+            got = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
+                ),
             )
-        return State(**got.state), got.meta["next_batch"]
+            return State(**got.state), got.meta["next_batch"]
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -94,11 +90,24 @@ class Checkpoints:
         self._manager.close()
 
 
-def restore_params(folder: pathlib.Path, abstract: State) -> Params:
-    """The parameters of the latest checkpoint in `folder`, without the optimizer's state.
+@contextlib.contextmanager
+def _readable(folder: pathlib.Path) -> Iterator[None]:
+    """Says in one line that a checkpoint cannot be restored."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder}: the checkpoint is damaged, or of another model ({reason}); remove this folder "
+            "to go back to the checkpoint before it"
+        ) from error
+
+
+def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
+    """The step and the parameters of the latest checkpoint in `folder`, without optimizer state.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or it is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoints there; train first, or name a run's folder")
@@ -111,4 +120,37 @@ def restore_params(folder: pathlib.Path, abstract: State) -> Params:
             restore_args=ocp.checkpoint_utils.construct_restore_args({"params": abstract.params}),
             partial_restore=True,
         )
-        return manager.restore(step, args=ocp.args.Composite(state=restore)).state["params"]
+        with _readable(folder / str(step)):
+            got = manager.restore(step, args=ocp.args.Composite(state=restore))
+            return step, got.state["params"]
+
+
+def check_unchanged(folder: pathlib.Path, config: ConfigDict, allow: bool) -> None:
+    """Refuses to go on with a run, in `folder`, under a config that differs where it matters.
+
+    Raises:
+      UserError: it differs and `allow` is not set, or the run is finished already.
+    """
+    done, begun = (folder / "result.json").exists(), (folder / "checkpoints").is_dir()
+    if not (done or begun):
+        return
+    differ = changes(read_json(folder / "config.json"), config.to_dict())
+    if not differ or (allow and not done):
+        return
+    remedy = "choose a new --workdir" + ("" if done else ", or pass --allow_config_change")
+    raise UserError(f"{folder} was trained with another config ({'; '.join(differ)}); {remedy}")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """An object that a run stored.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove the run's folder") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no object; remove the run's folder")
+    return value

@@ -37,9 +37,9 @@ def default() -> ConfigDict:
     c.data.sampling = "random"  # random: one frame a segment (TSN); dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames when sampling is dense
     c.data.flip = True  # mirror half of the training clips
-    c.data.crop = 1.0  # smallest side of a training crop, as a share of the frame's; 1: no crop
+    c.data.crop = 1.0  # side of the (square) crop as a share of the frame's short side
     c.data.color = 0.0  # strength of colour jitter on training clips
-    c.data.views = 1  # clips a video at evaluation, averaged
+    c.data.views = 1  # dense clips a video at evaluation, averaged
 
     c.text = ConfigDict()
     c.text.corpus = ml_collections.config_dict.placeholder(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from coco_jax import metrics
 from coco_jax.data.loader import Clip, evaluation_batches
 from coco_jax.data.splits import check_final
+from coco_jax.errors import UserError
 from coco_jax.step import Params, Program, global_batch
 from coco_jax.task import Task
 
@@ -20,15 +21,18 @@ def embed_videos(
     """Unit vectors of records, the mean over `config.data.views` clips of each."""
     clip = Clip(task.dataset.records, task.config, training=False)
     share = {"process": jax.process_index(), "processes": jax.process_count(), "clip": clip}
-    total_ND = np.zeros(())
+    place = {int(index): n for n, index in enumerate(indices_N)}
+    total_ND = np.zeros((len(indices_N), task.config.model.dim), np.float32)
     for view in range(task.config.data.views):
-        parts = [
-            np.asarray(program.embed_videos(params, global_batch(program.mesh, batch["video"])))
-            for batch in evaluation_batches(
-                task.dataset.records, indices_N, task.config, view, **share
-            )
-        ]
-        total_ND = total_ND + np.concatenate(parts)[: len(indices_N)]
+        found_ND = np.full_like(total_ND, np.nan)
+        for batch in evaluation_batches(
+            task.dataset.records, indices_N, task.config, view, **share
+        ):
+            v_BD = program.embed_videos(params, global_batch(program.mesh, batch["video"]))
+            # The mesh decides which process holds which rows: each row says whose it is.
+            index_B = program.gather(global_batch(program.mesh, batch["index"].astype(np.int32)))
+            found_ND[[place[i] for i in np.asarray(index_B).tolist()]] = np.asarray(v_BD)
+        total_ND += found_ND
     return total_ND / np.linalg.norm(total_ND, axis=1, keepdims=True)
 
 
@@ -67,6 +71,11 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     plan, seen = task.plan, len(task.plan.seen)
     indices_N = np.concatenate([plan.test_unseen, plan.test_seen])
     scores_NK = score_records(program, params, task, indices_N)
+    if not np.isfinite(scores_NK).all():
+        raise UserError(
+            f"step {step}: {np.isnan(scores_NK).mean():.0%} of the scores are not numbers; train again "
+            "with a lower config.optimizer.rate or config.model.dtype='float32'"
+        )
     label_N = task.candidate_label[indices_N]
     multihost_utils.sync_global_devices("evaluated")
 

@@ -22,6 +22,8 @@ def draw(
     first = {name: first[name] for name in dict.fromkeys(run["ablation"] for run in runs)}
     written = [confusion(list(first.values()), folder / "confusion.png")]
     best = list(first.values())[-1]
+    if config.video.kind == "features":
+        return written  # there are no pictures
     return [*written, strip(best, config, folder / "clips.png")]
 
 

@@ -1,7 +1,6 @@
 """Trains and evaluates CoCo: python -m coco_jax.main --config=configs/demo.py --workdir=runs/demo."""
 
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -35,7 +34,10 @@ def parse(argv: list[str]) -> list[str]:
             if _CONFIG.value is None:
                 raise UserError("--config is missing; try --config=configs/demo.py")
             _CONFIG.value.to_dict()  # a file that could not be loaded says so only when it is used
-        except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError) as error:
+        except (
+            flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError,
+            ImportError,
+        ) as error:  # fmt: skip
             text = " ".join(str(error).split())
             raise UserError(f"{text} (fields and their meaning: coco_jax/config.py)") from error
         if not _WORKDIR.value:
@@ -65,7 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
     import jax
 
     from coco_jax import sharding
-    from coco_jax.checkpoint import changes, restore_params
+    from coco_jax.checkpoint import check_unchanged, read_json, restore_params
     from coco_jax.evaluate import evaluate
     from coco_jax.results import write_json
     from coco_jax.step import make_program
@@ -76,32 +78,31 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
     folder = workdir / name
     result = folder / "result.json"
     task = make_task(config)
+    check_unchanged(folder, config, allow_change)
     if result.exists():
-        done = json.loads(result.read_text())
-        differ = changes(done.pop("config"), config.to_dict())
-        if not differ:
-            return done
-        if not allow_change:
-            raise UserError(
-                f"{folder} was trained with another config ({'; '.join(differ)}); choose a new "
-                "--workdir, or pass --allow_config_change"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    first = jax.process_index() == 0
-    if first:
-        write_json(folder / "config.json", config.to_dict())
-        (folder / "tokenizer.model").write_bytes(task.tokenizer.model)
-    program = make_program(config, sharding.make_mesh(config))
+        return read_json(result)
+    mesh = sharding.make_mesh(config)
+    program, first = make_program(config, mesh), jax.process_index() == 0
     if mode == "evaluate":
-        params = restore_params(folder / "checkpoints", program.abstract)
+        step, params = restore_params(folder / "checkpoints", program.abstract)
+        if step != config.optimizer.steps:
+            raise UserError(
+                f"{folder}: training stopped at step {step} of {config.optimizer.steps}; finish it "
+                "first (the same command without --mode=evaluate)"
+            )
     else:
-        params = train(program, task, folder, name, allow_change).params
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", config.to_dict())
+            (folder / "tokenizer.model").write_bytes(task.tokenizer.model)
+        state = train(program, task, folder, name)
+        step, params = int(state.step), state.params
     if mode == "train":
         return {}
-    figures = evaluate(program, params, task, config.optimizer.steps)
+    figures = evaluate(program, params, task, step)
     figures = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | figures
     if first:
-        write_json(result, figures | {"config": config.to_dict()})
+        write_json(result, figures)
     return figures
 
 
@@ -115,9 +116,13 @@ def main(argv: list[str]) -> None:
         workdir = pathlib.Path(_WORKDIR.value or "")
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / ".writable").touch()
+            (workdir / ".writable").unlink()
         except OSError as error:
             raise UserError(f"--workdir={workdir}: {error.strerror}; choose another") from error
         if _COORDINATOR.value:
+            if _COORDINATOR.value != "auto" and None in (_PROCESSES.value, _PROCESS.value):
+                raise UserError("--coordinator needs --processes and --process as well")
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
             where = (
                 ()
@@ -132,21 +137,25 @@ def main(argv: list[str]) -> None:
 
         from coco_jax import figures, results
 
-        done = [
-            run(config, workdir, _MODE.value, _ALLOW.value) for config in runs_of(_CONFIG.value)
-        ]
+        config = _CONFIG.value
+        # A single value that was asked for on the command line stands in for the file's sweep.
+        for field in set(config_flags.get_override_values(flags.FLAGS["config"])) & set(
+            config.sweep
+        ):
+            config.sweep[field] = ()
+        done = [run(one, workdir, _MODE.value, _ALLOW.value) for one in runs_of(config)]
         if _MODE.value == "train" or jax.process_index():
             return
-        summary = results.summarise(done, _CONFIG.value.to_dict())
+        summary = results.summarise(done, config.to_dict())
         results.write_json(workdir / "results.json", summary)
-        drawn = figures.draw(done, _CONFIG.value, workdir / "figures")
         unseen = len(done[0]["unseen_classes"])
         print(
             f"\n{summary['dataset']}, {unseen} unseen classes (chance {100 * summary['chance']:.1f}), "
             f"pool {summary['pool']!r}, splits {', '.join(summary['splits'])}, "
             f"seeds {', '.join(map(str, summary['seeds']))}; percent\n\n{results.table(summary)}\n"
         )
-        for path in (workdir / "results.json", *drawn):
+        print(workdir / "results.json")
+        for path in figures.draw(done, config, workdir / "figures"):
             print(path)
 
 

@@ -10,8 +10,8 @@ def top_k(scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k
     A model that scores all alike thus gets 0, not luck of the order.
     """
     own_N1 = np.take_along_axis(scores_NK, label_N[:, None], 1)
-    # The class itself is one of those at least as good.
-    return float(((scores_NK >= own_N1).sum(1) <= k).mean())
+    # The class itself is one of those not worse; what is not a number is never a hit.
+    return float(((~(scores_NK < own_N1)).sum(1) <= k).mean())
 
 
 def per_class(

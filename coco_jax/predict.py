@@ -17,7 +17,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from coco_jax import sharding
-from coco_jax.checkpoint import restore_params
+from coco_jax.checkpoint import read_json, restore_params
+from coco_jax.config import default
 from coco_jax.data import videos
 from coco_jax.data.descriptions import Bank
 from coco_jax.data.text import Tokenizer, load_tokenizer
@@ -54,18 +55,21 @@ class Recognizer:
           UserError: the folder holds no run, or no finished checkpoint.
         """
         folder = pathlib.Path(folder)
-        try:
-            stored = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
+        if not (folder / "config.json").is_file():
             raise UserError(
-                f"{folder}: no run with a readable config.json there; train one, and name its "
-                "folder, e.g. runs/demo/full/split1/seed0"
-            ) from error
+                f"{folder}: no run there (it would hold config.json); train one, and name its folder, "
+                "e.g. runs/demo/full/split1/seed0"
+            )
+        stored = read_json(folder / "config.json")
+        if stored.keys() != default().to_dict().keys():
+            raise UserError(f"{folder}/config.json: not a config of this version; train again")
         config = ConfigDict(_tuples(stored))
+        if config.video.kind == "features":
+            raise UserError(f"{folder}: this model was trained on stored features, not on videos")
         config.mesh.update(data=1, fsdp=1, tensor=1)
         tokenizer = load_tokenizer(folder / "tokenizer.model", config.text.length)
         program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
-        params = restore_params(folder / "checkpoints", program.abstract)
+        _, params = restore_params(folder / "checkpoints", program.abstract)
         return cls(config, tokenizer, program, params)
 
     def rank(
@@ -77,7 +81,7 @@ class Recognizer:
         """For each video its actions, best first, with scores that sum to 1 over the actions.
 
         Args:
-          paths: video files of any container and codec that FFmpeg reads.
+          paths: video files (mp4, mkv, webm, avi, mov, mpeg, flv, asf ...; any codec FFmpeg decodes).
           actions: candidate names, all different.
           descriptions: captions of every action; without them the names alone decide.
 
@@ -90,6 +94,11 @@ class Recognizer:
         )
         d_KMD = shown_KM = None
         if descriptions is not None:
+            if self.config.ablation not in ("label+desc", "full"):
+                raise UserError(
+                    f"descriptions: a model trained as {self.config.ablation!r} does not use any; leave "
+                    "them out, or load one trained as 'full' or 'label+desc'"
+                )
             bank = Bank(descriptions, actions, self.tokenizer)
             count = min(self.config.text.eval_descriptions, int(bank.counts_K.max()))
             ids_KML, shown_KM = bank.first(count)

@@ -15,7 +15,7 @@ GENERALISED = ("seen", "unseen", "harmonic", "auc")
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
 
 

@@ -1,6 +1,7 @@
 """One training step and one embedding step: pure functions over pytrees, jitted onto a mesh."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Program(NamedTuple):
     embed_labels: Callable[[Params, ArrayLike], jax.Array]
     embed_texts: Callable[[Params, ArrayLike], jax.Array]
     scores: Callable[..., jax.Array]
+    gather: Callable[[jax.Array], jax.Array]  # a split array whole on every device
     abstract: State  # shapes, dtypes and shardings
 
 
@@ -48,17 +50,17 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     """
     optimizer, rate = make_optimizer(config), schedule(config)
 
-    def create(key: jax.Array):
-        return nnx.split(CoCo(config, rngs=nnx.Rngs(params=key)), nnx.Param, ...)
+    def create(key: jax.Array) -> CoCo:
+        return CoCo(config, rngs=nnx.Rngs(params=key))
 
-    # The graph and what is not a parameter (an identity that is not learned) are constants.
-    graph, _, rest = create(jax.random.key(0))
+    # The structure alone: nothing of the model is ever made on one device.
+    graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
     def model_of(params: Params) -> CoCo:
-        return nnx.merge(graph, nnx.State(params), rest)
+        return nnx.merge(graph, nnx.State(params))
 
     def init(key: jax.Array) -> State:
-        params = nnx.to_pure_dict(create(key)[1])
+        params = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
         return State(jnp.int32(0), params, optimizer.init(params))
 
     def loss(params: Params, batch: Batch, key: jax.Array):
@@ -91,6 +93,9 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         grads, terms = gradients(state.params, batch, jax.random.fold_in(key, state.step))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # Kept within its bounds: outside, the clipped temperature would have no gradient.
+        bounds = (math.log(config.model.tau_min), math.log(config.model.tau_max))
+        params = params | {"log_tau": jnp.clip(params["log_tau"], *bounds)}
         measured = {"gradient_norm": optax.global_norm(grads), "rate": rate(state.step)}
         return State(state.step + 1, params, opt_state), terms | measured
 
@@ -129,6 +134,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
             in_shardings=(places.params, everywhere),
         ),
         scores=jit(lambda params, *features: model_of(params).scores(*features)),
+        gather=jit(lambda x: x),
         abstract=abstract,
     )
 

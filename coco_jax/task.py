@@ -1,6 +1,7 @@
 """What one run reads: videos by its plan, and texts as token ids for the step and the evaluation."""
 
 import dataclasses
+import re
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -12,6 +13,17 @@ from coco_jax.data.descriptions import Bank, Corpus, load_corpus
 from coco_jax.data.splits import Plan, check_texts, make_plan
 from coco_jax.data.text import Tokenizer, cached_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.models.text import POOLS as TEXT_POOLS
+from coco_jax.models.transformer import ACTIVATIONS
+from coco_jax.models.video import POOLS as VIDEO_POOLS
+
+POSITIVE = (
+    "data.batch", "data.crop", "data.views", "data.threads", "video.frames", "video.size", "video.patch",
+    "video.tubelet", "video.width", "video.heads", "tower_text.width", "tower_text.heads", "text.length",
+    "text.descriptions", "text.eval_descriptions", "model.dim", "model.tau", "model.tau_min",
+    "model.tau_d", "cycle.heads", "cycle.tau_r", "optimizer.steps", "optimizer.accumulate",
+    "optimizer.rate", "log_every", "checkpoint_every", "keep",
+)  # fmt: skip
 
 
 def label_ids(tokenizer: Tokenizer, names, templates) -> Int[np.ndarray, "K P L"]:
@@ -92,9 +104,36 @@ def validate(config: ConfigDict) -> None:
         ("cycle.form", config.cycle.form, ("squared", "contrastive")),
         ("video.kind", config.video.kind, ("video", "features")),
         ("data.sampling", config.data.sampling, ("random", "dense")),
+        ("video.pool", config.video.pool, VIDEO_POOLS),
+        ("video.activation", config.video.activation, tuple(ACTIVATIONS)),
+        ("tower_text.pool", config.tower_text.pool, TEXT_POOLS),
+        ("tower_text.activation", config.tower_text.activation, tuple(ACTIVATIONS)),
+        ("model.dtype", config.model.dtype, ("float32", "bfloat16", "float16")),
+        *(("cycle.frozen", who, ("seen", "unseen", "target")) for who in config.cycle.frozen),
     ):
         if value not in allowed:
             raise UserError(f"config.{field}: {value!r} is not one of {', '.join(allowed)}")
+    for field in POSITIVE:
+        section, _, name = field.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not value > 0:
+            raise UserError(f"config.{field}: {value} must be more than 0")
+    if config.data.crop > 1:
+        raise UserError(f"config.data.crop: {config.data.crop} is a share of the frame; at most 1")
+    if config.data.views > 1 and config.data.sampling != "dense":
+        raise UserError(
+            "config.data.views: several views differ only with config.data.sampling='dense'"
+        )
+    if config.model.lambda_invariant and config.cycle.pool == "episodic":
+        raise UserError(
+            "config.model.lambda_invariant: L_invariant classifies all seen classes, and an episode "
+            "holds half of them; choose another config.cycle.pool"
+        )
+    for expression, *_ in (*config.optimizer.groups, *config.mesh.rules):
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise UserError(f"config: {expression!r} is no regular expression: {error}") from error
     if not config.data.name:
         raise UserError("config.data.name: no dataset; name one that `tfds build` has built")
     uses_texts = config.ablation in ("label+desc", "full")
@@ -131,6 +170,12 @@ def make_task(config: ConfigDict) -> Task:
             raise UserError(
                 f"dataset {dataset.name!r} has no {name} video in split {config.split!r}"
             )
+
+    bare = set(plan.unseen) - {dataset.classes[i] for i in dataset.records.labels[plan.test_unseen]}
+    if bare:
+        raise UserError(
+            f"dataset {dataset.name!r} has no video of the unseen classes {', '.join(sorted(bare))}"
+        )
 
     corpus, left_out = Corpus({}, {}), 0
     tested = [dataset.records.video_ids[i] for i in (*plan.test_unseen, *plan.test_seen)]

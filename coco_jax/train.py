@@ -51,19 +51,17 @@ class Progress:
         return {"clips_per_second": pace * self.batch}
 
 
-def train(
-    program: Program, task: Task, folder: pathlib.Path, name: str, allow_config_change: bool = False
-) -> State:
+def train(program: Program, task: Task, folder: pathlib.Path, name: str) -> State:
     """Trains to `config.optimizer.steps` in `folder`, from its latest checkpoint if it has one.
 
     Raises:
-      UserError: the loss is not finite, or the folder belongs to another config.
+      UserError: the loss is not finite, or a checkpoint is damaged.
     """
     from clu import metric_writers  # imports TensorFlow, which nothing else here needs
 
     config, first_process = task.config, jax.process_index() == 0
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-    restored = checkpoints.restore(program.abstract, config, allow_config_change)
+    restored = checkpoints.restore(program.abstract)
     key = jax.random.key(config.seed)
     state, start = restored or (program.init(key), 0)
     if restored is None and first_process:
@@ -89,10 +87,11 @@ def train(
     def settle() -> dict[str, float]:
         step, terms, indices = pending.popleft()
         values = {name: float(value) for name, value in terms.items()}
-        if not math.isfinite(values["loss"]):
+        if not math.isfinite(values["loss"] + values["gradient_norm"]):
             ids = [task.dataset.records.video_ids[i] for i in indices]
             raise UserError(
-                f"the loss is {values['loss']} at step {step} ({folder}); the batch: "
+                f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at "
+                f"step {step} ({folder}); the batch: "
                 f"{', '.join(ids)}; try a lower config.optimizer.rate, a longer "
                 "config.optimizer.warmup, or config.model.dtype='float32'"
             )

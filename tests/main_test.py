@@ -1,6 +1,7 @@
 """The command from outside: what it writes, how it survives, what it says of bad input."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,14 +61,10 @@ def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
     assert runs.result(workdir / RUN) == stored
 
 
-def test_killed_at_any_step_it_ends_bit_for_bit_the_same(data_dir, tmp_path):
-    config = runs.write_config(
-        tmp_path / "c.py", data_dir, optimizer__steps=10, checkpoint_every=2, video__dropout=0.1
-    )
-    whole = runs.call(*runs.command(config, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    at = int(np.random.default_rng().integers(3, 10))
-    command = runs.command(config, tmp_path / "killed")
+@pytest.mark.parametrize("at", [5, 8])
+def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, at):
+    config, whole = uninterrupted
+    command = runs.command(config, tmp_path)
     with subprocess.Popen(
         command,
         env=runs.environment(),
@@ -76,19 +73,34 @@ def test_killed_at_any_step_it_ends_bit_for_bit_the_same(data_dir, tmp_path):
         text=True,
     ) as child:
         for line in child.stderr:
-            if f"step {at}/10" in line:
+            if f"step {at}/12" in line:
                 child.send_signal(signal.SIGKILL)
                 break
     assert child.wait() == -signal.SIGKILL
+    if at == 5:
+        half = runs.call(*command, "--mode=evaluate")
+        assert "training stopped at step" in one_line(half)
+        other = runs.call(*command, "--config.model.dim=16")
+        assert "model.dim: 32 -> 16" in one_line(other)
     resumed = runs.call(*command)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"step {at}/10" in resumed.stderr or f"step {at + 1}/10" in resumed.stderr
-    assert "step 1/10" not in resumed.stderr  # it was taken up, not begun again
-    want, got = (runs.final_params(tmp_path / name / RUN) for name in ("whole", "killed"))
+    assert "step 1/12" not in resumed.stderr  # it was taken up, not begun again
+    want, got = runs.final_params(whole / RUN), runs.final_params(tmp_path / RUN)
     assert want.keys() == got.keys() and len(want) > 20
     for name in want:
         np.testing.assert_array_equal(want[name], got[name], err_msg=name)
-    assert runs.result(tmp_path / "whole" / RUN) == runs.result(tmp_path / "killed" / RUN)
+    assert runs.result(whole / RUN) == runs.result(tmp_path / RUN)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("whole")
+    config = runs.write_config(
+        folder / "c.py", data_dir, optimizer__steps=12, checkpoint_every=2, video__dropout=0.1
+    )
+    whole = runs.call(*runs.command(config, folder / "run"))
+    assert whole.returncode == 0, whole.stderr
+    return config, folder / "run"
 
 
 def free_port() -> int:
@@ -167,6 +179,12 @@ def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
         ("tower_text__heads", 5, "does not divide"),
         ("text__corpus", None, "needs descriptions"),
         ("data__batch", 12, "does not divide"),
+        ("video__patch", 0, "config.video.patch: 0 must be more than 0"),
+        ("video__pool", "max", "is not one of cls, map, mean"),
+        ("model__dtype", "float17", "is not one of float32"),
+        ("cycle__frozen", ("targets",), "'targets' is not one of seen, unseen, target"),
+        ("optimizer__groups", (("(", 1.0),), "no regular expression"),
+        ("text__vocabulary", 5, "config.text.vocabulary: 5"),
     ],
 )
 def test_a_config_that_cannot_work_says_which_field_and_what_to_do(
@@ -185,10 +203,30 @@ def test_a_changed_config_is_refused_field_by_field_unless_allowed(finished):
     assert "optimizer.rate: 0.002 -> 0.5" in error and "log_every" not in error
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(data_dir, tmp_path):
+def test_a_single_value_on_the_command_line_stands_in_for_the_sweep(finished, tmp_path):
+    config, _, _ = finished
+    done = runs.call(*runs.command(config, tmp_path, "--config.ablation=label", "--mode=train"))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["label"]
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / RUN / "result.json").unlink()
+    for file in (tmp_path / "run" / RUN / "checkpoints/6/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    error = one_line(runs.call(*runs.command(config, tmp_path / "run", "--mode=evaluate")))
+    assert "checkpoints/6: the checkpoint is damaged" in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_of_it_is_kept(data_dir, tmp_path):
     config = runs.write_config(
         tmp_path / "c.py", data_dir, optimizer__rate=1e30, optimizer__clip=1e30, optimizer__warmup=0
     )
     error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
-    assert "the loss is nan at step" in error and "config.optimizer.rate" in error
+    assert "the loss is nan" in error and "config.optimizer.rate" in error
     assert error.count("_0") >= 8  # the ids of the batch's clips
+    kept = [p for p in (tmp_path / "run" / RUN / "checkpoints").iterdir() if p.name.isdigit()]
+    assert not kept

@@ -25,6 +25,10 @@ def test_a_model_that_cannot_tell_classes_apart_gets_nothing():
     assert metrics.top_k(np.zeros((10, 5)), np.zeros(10, int), 1) == 0
 
 
+def test_what_is_not_a_number_is_never_right():
+    assert metrics.top_k(np.full((4, 8), np.nan), np.zeros(4, int), 5) == 0
+
+
 def test_per_class_and_confusion_of_known_predictions():
     label_N, predicted_N = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0])
     np.testing.assert_allclose(metrics.per_class(predicted_N, label_N, 3), [2 / 3, 0, np.nan])

@@ -85,7 +85,7 @@ def test_the_optimizer_s_moments_lie_where_their_parameters_do(tiny):
 
 
 def test_microbatches_sum_to_the_gradient_of_their_mean_loss(tiny):
-    """Without class -> video contrast a loss is a mean over videos, whichever way they are cut."""
+    """The loss is the mean over microbatches, and so is its gradient."""
     config = tiny(optimizer__steps=1)
     batch = random_batch(config)
     whole, _ = run(config, 1, 1, [batch])
@@ -99,6 +99,20 @@ def test_microbatches_sum_to_the_gradient_of_their_mean_loss(tiny):
         for i in range(4)
     ]
     np.testing.assert_allclose(got[0], np.mean(parts), rtol=1e-4)
+    # With one video a class nothing but the number of candidates differs; Adam hides a scale, so
+    # the gradient's norm is looked at: 4 copies of a microbatch have the gradient of one.
+    same = {
+        **batch,
+        "video": np.repeat(batch["video"][:4], 4, 0),
+        "label": np.repeat(batch["label"][:4], 4),
+    }
+    program = make_program(cut, sharding.make_mesh(cut, jax.devices()[:1]))
+    key = jax.random.key(0)
+    _, terms = program.step(program.init(key), same, key)
+    part = {**batch, "video": batch["video"][:4], "label": batch["label"][:4]}
+    alone = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
+    _, one = alone.step(alone.init(key), part, key)
+    np.testing.assert_allclose(terms["gradient_norm"], one["gradient_norm"], rtol=1e-3)
     assert abs(got[0] - whole[0]) > 1e-6  # contrasted within a microbatch: fewer negatives
 
 

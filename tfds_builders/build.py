@@ -44,9 +44,14 @@ def build(name: str, data_dir: str, manual_dir: str | None = None) -> pathlib.Pa
         )
     except ValueError as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-    )
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+        )
+    except (NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"--data_dir={data_dir}: {error.strerror}; choose another folder"
+        ) from error
     return pathlib.Path(builder.data_dir)
 
 

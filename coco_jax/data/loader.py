@@ -24,7 +24,9 @@ class Clip:
     records: Records
     config: ConfigDict
     training: bool
-    decoded: dict[int, tuple[np.ndarray, float]] = dataclasses.field(default_factory=dict)
+    decoded: dict[int, tuple[np.ndarray, videos.VideoInfo]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __call__(self, index: int, rng: np.random.Generator, view: int = 0) -> dict[str, Any]:
         """Record `index` as `{"video": uint8 T H W 3, "index": int}`; `view` matters in evaluation."""
@@ -53,10 +55,9 @@ class Clip:
                 name = record["video_id"]
                 info = videos.probe(record["video"], name)
                 frames = videos.decode(record["video"], None, short_side=side, name=name)
-                self.decoded[index] = frames, info.fps
-            frames, fps = self.decoded[index]
-            at = np.floor(times(len(frames) / fps) * fps + 1e-6).astype(int)
-            return frames[at.clip(0, len(frames) - 1)]
+                self.decoded[index] = frames, info
+            frames, info = self.decoded[index]
+            return frames[videos.shown_at(info, times(info.duration))]
         record = self.records[index]
         return videos.decode(
             record["video"], lambda info: times(info.duration), short_side=side,

@@ -1,5 +1,6 @@
 """Texts to token ids: a sentencepiece model trained on the corpus, cached by what it was fed."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -65,12 +66,21 @@ def cached_tokenizer(texts: Sequence[str], vocabulary: int, length: int, folder:
     for text in texts:
         digest.update(text.encode() + b"\0")
     path = pathlib.Path(folder) / f"{digest.hexdigest()[:16]}.model"
-    if not path.exists():
+    if path.exists():
+        return Tokenizer(path.read_bytes(), length)
+    try:
+        model = train_tokenizer(texts, vocabulary)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config.text.vocabulary: {vocabulary} pieces do not fit these texts ({reason})"
+        ) from error
+    with contextlib.suppress(OSError):  # a data folder that is shared and read-only has no cache
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(train_tokenizer(texts, vocabulary))
+        partial.write_bytes(model)
         partial.replace(path)  # whole or not there, whoever else trains the same one
-    return Tokenizer(path.read_bytes(), length)
+    return Tokenizer(model, length)
 
 
 def load_tokenizer(path: pathlib.Path, length: int) -> Tokenizer:

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
@@ -46,6 +45,7 @@ class VideoInfo:
     height: int
     width: int
     codec: str
+    starts: Float[np.ndarray, " N"]  # of each frame, seconds from the first one's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,13 @@ def sample_times(
             raise ValueError(f"mode is {mode!r}, not uniform, random or dense")
 
 
+def shown_at(info: VideoInfo, times_T: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+    """The index of the frame shown at each time (seconds); past the end, the last one."""
+    # A little grace: a time that was computed from a frame's own must find that frame.
+    found_T = np.searchsorted(info.starts, np.asarray(times_T) + 1e-6, side="right") - 1
+    return found_T.clip(0, info.frames - 1)
+
+
 def decode(
     video: Video,
     times: Float[np.ndarray, " T"] | Callable[[VideoInfo], Float[np.ndarray, " T"]] | None,
@@ -148,7 +155,7 @@ def decode(
             index_T = np.arange(info.frames)
         else:
             times_T = np.asarray(times(info) if callable(times) else times, np.float64)
-            index_T = _shown_at(opened, times_T)
+            index_T = shown_at(info, times_T)
         height, width = _target(info, short_side, size)
         if len(index_T) * height * width * 3 > MAX_BYTES:
             raise VideoError(
@@ -159,7 +166,8 @@ def decode(
         frames: dict[int, np.ndarray] = {}
         for index, frame in _decoded(opened, sorted(wanted)):
             if index in wanted:
-                flipped = frame.rotation % 180 != 0  # stored lying on its side
+                # Stored lying on its side: a size that was asked for is of the picture upright.
+                flipped = size is not None and round(frame.rotation / 90) % 2
                 h, w = (width, height) if flipped else (height, width)
                 rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
                 frames[index] = np.rot90(rgb, round(frame.rotation / 90) % 4)
@@ -234,15 +242,21 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
     height, width = stream.codec_context.height, stream.codec_context.width
     if not 0 < height <= MAX_SIDE or not 0 < width <= MAX_SIDE:
         raise VideoError(f"{name}: frames of {height} x {width} px; give at most {MAX_SIDE} a side")
-    packets = [(p.pts, p.is_keyframe, p.duration or 0) for p in container.demux(stream) if p.size]
-    pts = [p for p, _, _ in packets]
+    packets = [
+        (p.pts, p.is_keyframe, p.is_discard, p.duration or 0)
+        for p in container.demux(stream)
+        if p.size
+    ]
+    promised, found = stream.frames, len(packets)
+    if promised and found < promised - 1:
+        raise VideoError(
+            f"{name}: truncated, it holds {found} of {promised} frames; fetch it again"
+        )
+    # A trimmed file keeps frames that only serve to decode others; they are not shown.
+    pts = [at for at, _, discarded, _ in packets if not discarded]
+    count = len(pts)
     timed = None not in pts and len(set(pts)) == len(pts)
     timed = timed and container.format.name.startswith(SEEKABLE)
-    count, promised = len(packets), stream.frames
-    if promised and count < promised - 1:  # an edit list may hide the first or last one
-        raise VideoError(
-            f"{name}: truncated, it holds {count} of {promised} frames; fetch it again"
-        )
     if count < min_frames:
         raise VideoError(
             f"{name}: has {count} frame{'s' * (count != 1)}; an action needs motion, give a video of "
@@ -251,13 +265,13 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     duration = count / fps
     pts_N = keys_K = np.zeros(0, np.int64)
+    starts = np.arange(count) / fps
     if timed:
         pts_N = np.array(sorted(pts), np.int64)
-        keys_K = np.array(sorted(p for p, key, _ in packets if key), np.int64)
-        unit, gap = (
-            stream.time_base,
-            max(p[2] for p in packets) or round(1 / fps / stream.time_base),
-        )
+        keys_K = np.array(sorted(at for at, is_key, *_ in packets if is_key), np.int64)
+        unit = stream.time_base
+        gap = max(length for *_, length in packets) or round(1 / fps / unit)
+        starts = (pts_N - pts_N[0]) * float(unit)
         duration = float((pts_N[-1] - pts_N[0] + gap) * unit)
         length = (container.duration or 0) / av.time_base
         if not promised and float((pts_N[-1] + gap) * unit) < 0.9 * length:
@@ -266,19 +280,8 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
                 "it again"
             )
         fps = count / duration
-    info = VideoInfo(count, fps, duration, height, width, stream.codec_context.name)
+    info = VideoInfo(count, fps, duration, height, width, stream.codec_context.name, starts)
     return _Opened(name, container, stream, info, pts_N if timed else None, keys_K)
-
-
-def _shown_at(opened: _Opened, times_T: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
-    """The index of the frame shown at each time."""
-    last = opened.info.frames - 1
-    # Half a tick of grace: a time that was computed from a frame's own must find that frame.
-    if opened.pts_N is None:
-        return np.floor(times_T * opened.info.fps + 1e-6).astype(int).clip(0, last)
-    unit = Fraction(opened.stream.time_base)
-    ticks_T = times_T / float(unit) + opened.pts_N[0] + 0.5
-    return (np.searchsorted(opened.pts_N, ticks_T, side="right") - 1).clip(0, last)
 
 
 def _decoded(opened: _Opened, wanted: list[int]) -> Iterator[tuple[int, Any]]:

@@ -118,6 +118,10 @@ class CoCo(nnx.Module):
         shown_KM: Bool[Array, "K M"] | None = None,
     ) -> Float[Array, "B K"]:
         """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1]."""
+        with jax.default_matmul_precision("float32"):
+            return self._scores(v_BD, l_KD, d_KMD, shown_KM)
+
+    def _scores(self, v_BD, l_KD, d_KMD, shown_KM):
         by_label_BK = v_BD @ l_KD.T
         if not self.uses_descriptions or d_KMD is None:
             return by_label_BK
@@ -127,21 +131,27 @@ class CoCo(nnx.Module):
 
     def losses(self, batch: Batch, key: jax.Array | None = None) -> dict[str, Float[Array, ""]]:
         """Every term of the objective, float32, and their weighted sum `loss`."""
-        config, model = self.config, self.config.model
         keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        v_BD, tau, label_B = self.embed_videos(batch["video"], keys[0]), self.tau, batch["label"]
-
-        seen = batch["label_ids"].shape[0]
+        v_BD = self.embed_videos(batch["video"], keys[0])
         l_XD = self.embed_labels(
             jnp.concatenate([batch["label_ids"], batch["pool_label_ids"]]), keys[1]
         )
-        terms = {"label": alignment.label_loss(v_BD, l_XD[:seen], label_B, tau)}
-        loss = terms["label"]
-
         d_XMD = None
         if self.uses_descriptions:
             ids_XML = jnp.concatenate([batch["description_ids"], batch["pool_description_ids"]])
             d_XMD = self.embed_texts(ids_XML, keys[2])
+        # Accelerators round the operands of float32 products unless told not to; at a temperature
+        # of 0.01 that would move logits by tenths.
+        with jax.default_matmul_precision("float32"):
+            return self._terms(v_BD, l_XD, d_XMD, batch)
+
+    def _terms(self, v_BD, l_XD, d_XMD, batch: Batch) -> dict[str, Float[Array, ""]]:
+        config, model, tau = self.config, self.config.model, self.tau
+        label_B, seen = batch["label"], batch["label_ids"].shape[0]
+        terms = {"label": alignment.label_loss(v_BD, l_XD[:seen], label_B, tau)}
+        loss = terms["label"]
+
+        if d_XMD is not None:
             terms["description"] = alignment.description_loss(
                 v_BD, d_XMD[:seen], label_B, tau, model.tau_d
             )
@@ -162,8 +172,6 @@ class CoCo(nnx.Module):
             terms["cycle"] = cycle_loss(rebuilt_SD, held("target", s_SD), config.cycle.form, tau)
             loss += model.lambda_cycle * terms["cycle"]
             if model.lambda_invariant:
-                if config.cycle.pool == "episodic":
-                    raise ValueError("L_invariant classifies all seen classes; episodes hold half")
                 terms["invariant"] = alignment.cross_entropy(v_BD @ rebuilt_SD.T / tau, label_B)
                 loss += model.lambda_invariant * terms["invariant"]
         return terms | {"loss": loss, "tau": tau}

@@ -21,19 +21,26 @@ class Attend(nnx.Module):
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads, self.tau_r = heads, tau_r
-        kind = nnx.Param if learned else nnx.Variable
-        self.query, self.key, self.value, self.out = (kind(jnp.eye(width)) for _ in range(4))
+        self.learned = learned
+        if learned:
+            self.query, self.key, self.value, self.out = (
+                nnx.Param(jnp.eye(width)) for _ in range(4)
+            )
 
     def __call__(
         self, q_QD: Float[Array, "Q D"], kv_KD: Float[Array, "K D"]
     ) -> Float[Array, "Q D"]:
         """Rebuilds each of Q from the K; not normalised."""
-        split = lambda x_KD: rearrange(x_KD, "k (h e) -> h k e", h=self.heads)
-        q_HQE = normalise(split(q_QD @ self.query[...]))
-        k_HKE = normalise(split(kv_KD @ self.key[...]))
-        weight_HQK = jax.nn.softmax(q_HQE @ rearrange(k_HKE, "h k e -> h e k") / self.tau_r)
-        mixed_HQE = weight_HQK @ split(kv_KD @ self.value[...])
-        return rearrange(mixed_HQE, "h q e -> q (h e)") @ self.out[...]
+        q_HQE, k_HKE = self._heads(q_QD, "query"), self._heads(kv_KD, "key")
+        logits_HQK = jnp.einsum("hqe,hke->hqk", normalise(q_HQE), normalise(k_HKE)) / self.tau_r
+        mixed_HQE = jax.nn.softmax(logits_HQK) @ self._heads(kv_KD, "value")
+        mixed_QD = rearrange(mixed_HQE, "h q e -> q (h e)")
+        return mixed_QD @ self.out[...] if self.learned else mixed_QD
+
+    def _heads(self, x_KD: jax.Array, name: str) -> jax.Array:
+        if self.learned:
+            x_KD = x_KD @ getattr(self, name)[...]
+        return rearrange(x_KD, "k (h e) -> h k e", h=self.heads)
 
 
 class Invariance(nnx.Module):

@@ -87,6 +87,65 @@ def test_real_clips_give_the_frames_of_a_full_decode(clips):
             assert np.abs(same - time * info.fps).min() <= 1, (path.name, time)
 
 
+def remuxed(video, change):
+    """The same packets in a new mp4, after `change(packet, index)`."""
+    stored = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(stored, "w", format="mp4") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            change(packet, index)
+            packet.stream = stream
+            out.mux(packet)
+    return stored.getvalue()
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted():
+    """What `ffmpeg -ss ... -c copy` and trimming on a phone leave behind."""
+
+    def earlier(packet, _):
+        packet.pts, packet.dts = packet.pts - 5 * 1024, packet.dts - 5 * 1024
+
+    trimmed = remuxed(VIDEO, earlier)
+    with av.open(io.BytesIO(trimmed)) as container:
+        shown = [rungs(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)]
+    assert 0 < len(shown) < FRAMES  # the test is about something
+    assert videos.probe(trimmed).frames == len(shown)
+    assert rungs(videos.decode(trimmed, None)) == shown
+
+
+def test_a_variable_rate_shows_each_frame_for_as_long_as_it_lasts():
+    def slower(packet, _):
+        packet.pts, packet.dts = (
+            packet.pts * 2 if packet.pts > 20 * 1024 else packet.pts,
+            packet.dts,
+        )
+
+    video = remuxed(VIDEO, slower)
+    info = videos.probe(video)
+    assert np.diff(info.starts).max() > 1.5 * np.diff(info.starts).min()
+    middles = (info.starts[1:] + info.starts[:-1]) / 2
+    assert rungs(videos.decode(video, middles)) == list(range(FRAMES - 1))
+
+
+@pytest.mark.parametrize("turned", [90, 270])
+def test_a_video_stored_on_its_side_comes_upright_in_its_own_proportions(turned, monkeypatch):
+    class Turned:
+        """A frame that says it is to be turned; PyAV cannot write such files."""
+
+        def __init__(self, frame):
+            self.frame, self.rotation = frame, turned
+
+        def __getattr__(self, name):
+            return getattr(self.frame, name)
+
+    original = videos._decoded
+    monkeypatch.setattr(
+        videos, "_decoded", lambda *args: ((i, Turned(f)) for i, f in original(*args))
+    )
+    assert videos.decode(VIDEO, np.zeros(1), short_side=16).shape == (1, 24, 16, 3)
+    assert videos.decode(VIDEO, np.zeros(1), size=(10, 20)).shape == (1, 10, 20, 3)
+
+
 def test_scaling():
     assert videos.decode(VIDEO, np.zeros(1), short_side=16).shape == (1, 16, 24, 3)
     assert videos.decode(VIDEO, np.zeros(1), size=(20, 20)).shape == (1, 20, 20, 3)
