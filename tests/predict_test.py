@@ -162,5 +162,5 @@ def test_an_action_without_description_is_named(recognizer, video):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="no run with a readable"):
+    with pytest.raises(UserError, match="no run there"):
         predict.Recognizer.load(tmp_path)

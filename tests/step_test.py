@@ -21,7 +21,7 @@ def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
     def ids(count, each):
         return rng.integers(1, text.vocabulary, (count, each, text.length), dtype=np.int32)
 
-    return Batch(
+    made = Batch(
         video=rng.integers(
             0, 256, (batch, video.frames, video.size, video.size, 3), dtype=np.uint8
         ),
@@ -32,6 +32,7 @@ def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
         pool_description_ids=ids(pool, text.descriptions),
         episode=rng.permutation(seen).astype(np.int32),
     )
+    return jax.tree.map(jnp.asarray, made)
 
 
 def run(config, steps, devices=1, batches=None):
@@ -103,8 +104,8 @@ def test_microbatches_sum_to_the_gradient_of_their_mean_loss(tiny):
     # the gradient's norm is looked at: 4 copies of a microbatch have the gradient of one.
     same = {
         **batch,
-        "video": np.repeat(batch["video"][:4], 4, 0),
-        "label": np.repeat(batch["label"][:4], 4),
+        "video": jnp.repeat(batch["video"][:4], 4, 0),
+        "label": jnp.repeat(batch["label"][:4], 4),
     }
     program = make_program(cut, sharding.make_mesh(cut, jax.devices()[:1]))
     key = jax.random.key(0)
@@ -177,8 +178,7 @@ def test_a_padded_text_is_the_text(tiny):
     """Padding is never looked at: more of it changes nothing."""
     config = tiny()
     model = CoCo(config, rngs=nnx.Rngs(0))
-    ids = np.zeros((1, 1, config.text.length), np.int32)
-    ids[0, 0, :3] = [5, 6, 7]
+    ids = jnp.zeros((1, 1, config.text.length), jnp.int32).at[0, 0, :3].set(jnp.array([5, 6, 7]))
     np.testing.assert_allclose(model.embed_texts(ids), model.embed_texts(ids[..., :3]), atol=1e-5)
 
 

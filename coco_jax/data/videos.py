@@ -191,8 +191,11 @@ def encode(
     """Encodes RGB frames of even height and width; the same frames give the same bytes."""
     stored = io.BytesIO()
     with av.open(stored, "w", format=container) as out:
-        # One thread: the number of threads changes what x264 decides.
+        # The number of threads changes what x264 decides, and its look-ahead decides by sums whose
+        # rounding depends on where buffers happen to lie in memory.
         options = {"preset": "veryfast", "crf": str(crf), "threads": "1"}
+        if codec == "libx264":
+            options["x264-params"] = "mbtree=0:rc-lookahead=0"
         stream: Any = out.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt, stream.gop_size, stream.thread_count = "yuv420p", gop, 1

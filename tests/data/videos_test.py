@@ -39,10 +39,10 @@ def test_every_frame_comes_back_in_order():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(0, 6), min_size=1, max_size=6))
+@given(st.lists(st.integers(0, 600).map(lambda n: n / 100 + 0.004), min_size=1, max_size=6))
 def test_the_frame_shown_at_a_time_is_found_wherever_it_is(times):
     """In any order, across groups of pictures, past the end."""
-    want = [min(int(np.floor(t * FPS + 1e-3)), FRAMES - 1) for t in times]
+    want = [min(int(np.floor(t * FPS)), FRAMES - 1) for t in times]
     assert rungs(videos.decode(VIDEO, np.array(times))) == want
 
 
@@ -151,8 +151,15 @@ def test_scaling():
     assert videos.decode(VIDEO, np.zeros(1), size=(20, 20)).shape == (1, 20, 20, 3)
 
 
-def test_encoding_is_reproducible():
-    assert videos.encode(ladder(), FPS) == VIDEO
+def test_encoding_is_reproducible_wherever_buffers_lie():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    moving = np.stack(
+        [np.roll(noise[0], shift, 1) // 2 + frame // 4 for shift, frame in enumerate(noise)]
+    )
+    held = []
+    for size in range(1, 200_000, 20_011):
+        held.append(np.empty(size, np.uint8))
+        assert videos.encode(moving, FPS) == videos.encode(moving.copy(), FPS)
 
 
 @given(st.integers(1, 32), st.floats(0.1, 20), st.integers(0, 99))

@@ -12,13 +12,13 @@ from coco_jax.models import alignment, invariance
 
 def unit(rng, *shape):
     x = rng.normal(size=shape)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
 
 
 @pytest.fixture
 def features():
     rng = np.random.default_rng(0)
-    return unit(rng, 6, 8), unit(rng, 4, 8), unit(rng, 4, 5, 8), np.array([0, 1, 1, 3, 0, 1])
+    return unit(rng, 6, 8), unit(rng, 4, 8), unit(rng, 4, 5, 8), jnp.array([0, 1, 1, 3, 0, 1])
 
 
 def softmax(x):
@@ -35,7 +35,7 @@ def test_label_loss_is_both_directions_with_all_positives(features):
         [np.mean([-np.log(softmax(logits[:, c])[b]) for b in np.flatnonzero(label_B == c)])
          for c in (0, 1, 3)]  # class 2 has no video in the batch
     )  # fmt: skip
-    got = alignment.label_loss(v_BD, l_KD, label_B, jnp.float32(tau))
+    got = alignment.label_loss(v_BD, l_KD, label_B, jnp.array(tau))
     np.testing.assert_allclose(got, to_class + to_video, rtol=1e-5)
 
 
@@ -57,8 +57,8 @@ def test_description_scores_equal_the_definition_of_e_c(features, hidden):
 def test_one_description_is_a_label():
     """With a single description a class, L_desc is the video -> class half of L_label."""
     rng = np.random.default_rng(1)
-    v_BD, l_KD, label_B = unit(rng, 5, 8), unit(rng, 3, 8), np.array([0, 1, 2, 2, 0])
-    tau = jnp.float32(0.3)
+    v_BD, l_KD, label_B = unit(rng, 5, 8), unit(rng, 3, 8), jnp.array([0, 1, 2, 2, 0])
+    tau = jnp.array(0.3)
     one = alignment.description_loss(v_BD, l_KD[:, None], label_B, tau, 0.1)
     np.testing.assert_allclose(
         one, alignment.cross_entropy(v_BD @ l_KD.T / tau, label_B), rtol=1e-5
@@ -82,9 +82,9 @@ def test_semantic_features_mix_and_have_unit_length(features):
 def test_losses_do_not_depend_on_the_order_of_videos_or_classes(seed):
     rng = np.random.default_rng(seed)
     v_BD, l_KD, d_KMD = unit(rng, 6, 8), unit(rng, 4, 8), unit(rng, 4, 3, 8)
-    label_B, tau = rng.integers(4, size=6), jnp.float32(0.2)
+    label_B, tau = jnp.asarray(rng.integers(4, size=6), jnp.int32), jnp.array(0.2)
     videos, classes = rng.permutation(6), rng.permutation(4)
-    moved_B = np.argsort(classes)[label_B[videos]]
+    moved_B = jnp.argsort(classes)[label_B[videos]]
 
     def both(v, text, d, label):
         return alignment.label_loss(v, text, label, tau), alignment.description_loss(
@@ -111,7 +111,7 @@ def test_a_sharp_cycle_through_the_same_classes_returns_them():
     cycle = invariance.Invariance(16, heads=2, tau_r=0.01, learned=True)
     rebuilt_SD = cycle(s_SD, s_SD)
     np.testing.assert_allclose(rebuilt_SD, s_SD, atol=1e-3)
-    assert invariance.cycle_loss(rebuilt_SD, s_SD, "squared", jnp.float32(1)) < 1e-5
+    assert invariance.cycle_loss(rebuilt_SD, s_SD, "squared", jnp.array(1.0)) < 1e-5
 
 
 def test_cycle_losses_equal_their_definitions():
@@ -119,10 +119,10 @@ def test_cycle_losses_equal_their_definitions():
     a_SD, b_SD = unit(rng, 5, 8), unit(rng, 5, 8)
     squared = np.mean([np.sum((a - b) ** 2) for a, b in zip(a_SD, b_SD, strict=True)])
     np.testing.assert_allclose(
-        invariance.cycle_loss(a_SD, b_SD, "squared", 1.0), squared, rtol=1e-5
+        invariance.cycle_loss(a_SD, b_SD, "squared", jnp.array(1.0)), squared, rtol=1e-5
     )
     found = np.mean([-np.log(softmax(b_SD @ a / 0.2)[i]) for i, a in enumerate(a_SD)])
-    got = invariance.cycle_loss(a_SD, b_SD, "contrastive", 0.2)
+    got = invariance.cycle_loss(a_SD, b_SD, "contrastive", jnp.array(0.2))
     np.testing.assert_allclose(got, found, rtol=1e-5)
 
 

@@ -87,7 +87,7 @@ def test_a_block_is_the_textbook_s():
     y = x + np.einsum("hne,hed->nd", mixed, out.kernel[...]) + np.asarray(out.bias)
     up = norm(y) @ np.asarray(block.mlp.up.kernel) + np.asarray(block.mlp.up.bias)
     want = y + np.asarray(jax.nn.gelu(up, approximate=False)) @ np.asarray(block.mlp.down.kernel)
-    np.testing.assert_allclose(block(x[None])[0], want, atol=1e-4)
+    np.testing.assert_allclose(block(jnp.asarray(x[None], jnp.float32))[0], want, atol=1e-4)
 
 
 def test_a_feature_tower_takes_features():
