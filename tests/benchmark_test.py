@@ -20,7 +20,7 @@ def train(data_dir, workdir, steps, *flags):
 
 def test_descriptions_transfer(data_dir, tmp_path):
     told = train(data_dir, tmp_path, 350)
-    assert told["top1"] > 2.5 * CHANCE and told["generalised"]["seen"] > 0.3
+    assert told["top1"] > 2 * CHANCE and told["generalised"]["seen"] > 0.3
     assert sum(map(sum, told["confusion"])) == told["unseen_videos"] == 240
 
 
@@ -34,4 +34,4 @@ def test_shuffled_descriptions_do_not(data_dir, tmp_path):
     train(data_dir, tmp_path, 120, *flags)
     found = [runs.result(tmp_path / f"label+desc/split{split}/seed0") for split in (1, 2, 3)]
     assert sum(run["top1"] for run in found) / 3 < 2 * CHANCE
-    assert all(run["generalised"]["seen"] > CHANCE for run in found)
+    assert all(run["generalised"]["seen"] > 0.1 for run in found)  # of 24 candidates: 0.04
