@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
 POOLS = ("unseen", "auxiliary", "episodic")
-PROTOCOLS = ("test", "validation")
+PROTOCOLS = ("test", "validation", "cross")
 
 
 def default() -> ConfigDict:
@@ -15,8 +15,10 @@ def default() -> ConfigDict:
     c.split = "1"  # which of the dataset's class splits
     c.ablation = "full"  # label | label+desc | label+cycle | full
     # test: train on the seen classes, test on the unseen ones.
-    # validation: hold `validation_classes` of the seen ones out and test on those instead. All
-    # choices are made here; the unseen classes take no part in it.
+    # validation: test on the split's validation classes instead, or, where it has none, hold
+    # `validation_classes` of the seen ones out. All choices are made here; the unseen classes take
+    # no part in it.
+    # cross: train on the seen classes of `data.name`, test on `data.tested`.
     c.protocol = "test"
     c.validation_classes = 6
 
@@ -30,6 +32,11 @@ def default() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = ml_collections.config_dict.placeholder(str)  # a TFDS name
     c.data.dir = "data"  # TFDS data_dir
+    # Under the protocol "cross": the dataset tested, in which of its class splits, and whether seen
+    # classes of the same name as a tested one are kept in training (the literature's custom) or not.
+    c.data.tested = ml_collections.config_dict.placeholder(str)
+    c.data.tested_splits = ("1",)
+    c.data.overlap = "keep"  # keep | drop
     c.data.batch = 64  # videos a step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of this one
     c.data.threads = 4
@@ -50,6 +57,9 @@ def default() -> ConfigDict:
     c.text.eval_descriptions = 64  # at evaluation, always the same ones
     c.text.length = 32  # tokens a text, cut or padded
     c.text.vocabulary = 512  # sentencepiece pieces
+    # Leave the text tower as it is loaded: every text goes through it once, into a bank on disk
+    # under data.dir, and each step draws M features a class from that. The projection still learns.
+    c.text.frozen = False
     c.text.shuffle = False  # control: give each class another's descriptions; ruins the result
 
     c.video = ConfigDict()

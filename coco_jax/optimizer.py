@@ -22,6 +22,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`. Weights decay; biases, norms and scalars do not."""
     o = config.optimizer
     groups = [(re.compile(expression), factor) for expression, factor in o.groups]
+    if config.text.frozen:
+        groups.insert(0, (re.compile("text/.*"), 0.0))
 
     def factors(tree: Any) -> Any:
         def one(path, _) -> float:

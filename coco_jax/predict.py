@@ -99,7 +99,7 @@ class Recognizer:
                     f"descriptions: a model trained as {self.config.ablation!r} does not use any; leave "
                     "them out, or load one trained as 'full' or 'label+desc'"
                 )
-            bank = Bank(descriptions, actions, self.tokenizer)
+            bank = Bank.of_tokens(descriptions, actions, self.tokenizer)
             count = min(self.config.text.eval_descriptions, int(bank.counts_K.max()))
             ids_KML, shown_KM = bank.first(count)
             d_KMD = self.program.embed_texts(self.params, ids_KML)

@@ -29,8 +29,8 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
         mine = [run for run in runs if run["ablation"] == name]
         general = [run["generalised"] for run in mine if run["generalised"]]
         ablations[name] = {
-            "top1": metrics.mean_std([run["top1"] for run in mine]),
-            "top5": metrics.mean_std([run["top5"] for run in mine]),
+            "top1": metrics.mean_std(_values(mine, "top1")),
+            "top5": metrics.mean_std(_values(mine, "top5")),
             "generalised": {
                 field: float(np.mean([run[field] for run in general])) if general else None
                 for field in GENERALISED
@@ -39,6 +39,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
     unseen = {len(run["unseen_classes"]) for run in runs}
     return {
         "dataset": config["data"]["name"],
+        "tested": config["data"]["tested"],
         "protocol": config["protocol"],
         "pool": config["cycle"]["pool"],
         "chance": float(np.mean([1 / count for count in unseen])),
@@ -47,6 +48,14 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
         "config": config,
         "ablations": ablations,
     }
+
+
+def _values(runs: list[dict[str, Any]], figure: str) -> list[float]:
+    """A figure of every run, or, of cross-dataset runs, of every test set of their first group."""
+    found = []
+    for run in runs:
+        found += next(iter(run["cross"].values()))[figure] if "cross" in run else [run[figure]]
+    return found
 
 
 def table(results: dict[str, Any]) -> str:

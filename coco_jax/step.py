@@ -38,6 +38,7 @@ class Program(NamedTuple):
     embed_videos: Callable[[Params, ArrayLike], jax.Array]
     embed_labels: Callable[[Params, ArrayLike], jax.Array]
     embed_texts: Callable[[Params, ArrayLike], jax.Array]
+    text_features: Callable[[Params, ArrayLike], jax.Array]  # the text tower alone, ids X L to X W
     scores: Callable[..., jax.Array]
     gather: Callable[[jax.Array], jax.Array]  # a split array whole on every device
     abstract: State  # shapes, dtypes and shardings
@@ -131,6 +132,12 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         ),
         embed_texts=jit(
             lambda params, ids_XYL: model_of(params).embed_texts(ids_XYL),
+            in_shardings=(places.params, everywhere),
+        ),
+        text_features=jit(
+            lambda params, ids_XL: model_of(params).text(
+                jax.lax.with_sharding_constraint(ids_XL, split)
+            ),
             in_shardings=(places.params, everywhere),
         ),
         scores=jit(lambda params, *features: model_of(params).scores(*features)),

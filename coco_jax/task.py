@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS
 from coco_jax.data import dataset as datasets
-from coco_jax.data.descriptions import Bank, Corpus, load_corpus
+from coco_jax.data.descriptions import Bank, Corpus, check_described, load_corpus
 from coco_jax.data.splits import Plan, check_texts, make_plan
 from coco_jax.data.text import Tokenizer, cached_tokenizer
 from coco_jax.errors import UserError
@@ -41,9 +41,12 @@ class Task:
     plan: Plan
     tokenizer: Tokenizer
     pool: tuple[str, ...]  # classes that play "unseen" in the cycle; () if it needs no others
-    label_ids: dict[str, Int[np.ndarray, "K P L"]]  # of "seen", "pool", "unseen"
+    # Token ids `K P L` of "seen", "pool", "unseen", or a frozen tower's features `K P W`.
+    label_ids: dict[str, np.ndarray]
     banks: dict[str, Bank | None]  # of "seen", "pool", "unseen"; None without descriptions
     left_out: int  # descriptions that were collected from tested videos
+    names: dict[str, list[str]]  # of "seen", "pool", "unseen", as texts call them
+    corpus: Corpus
 
     @property
     def seen_label(self) -> Int[np.ndarray, " N"]:
@@ -65,7 +68,7 @@ class Task:
         rng = np.random.default_rng([self.config.seed, step])
         count, length = self.config.text.descriptions, self.config.text.length
 
-        def draw(which: str) -> Int[np.ndarray, "K M L"]:
+        def draw(which: str) -> np.ndarray:
             bank = self.banks[which]
             return bank.draw(rng, count) if bank else np.zeros((0, count, length), np.int32)
 
@@ -79,9 +82,7 @@ class Task:
 
     def candidate_texts(
         self,
-    ) -> tuple[
-        Int[np.ndarray, "K P L"], Int[np.ndarray, "K M L"] | None, Bool[np.ndarray, "K M"] | None
-    ]:
+    ) -> tuple[np.ndarray, np.ndarray | None, Bool[np.ndarray, "K M"] | None]:
         """Labels and descriptions of the candidates, seen first, as the evaluation uses them."""
         labels_KPL = np.concatenate([self.label_ids["seen"], self.label_ids["unseen"]])
         banks = [bank for which in ("seen", "unseen") if (bank := self.banks[which])]
@@ -103,6 +104,7 @@ def validate(config: ConfigDict) -> None:
         ("cycle.pool", config.cycle.pool, POOLS),
         ("cycle.form", config.cycle.form, ("squared", "contrastive")),
         ("video.kind", config.video.kind, ("video", "features")),
+        ("data.overlap", config.data.overlap, ("keep", "drop")),
         ("data.sampling", config.data.sampling, ("random", "dense")),
         ("video.pool", config.video.pool, VIDEO_POOLS),
         ("video.activation", config.video.activation, tuple(ACTIVATIONS)),
@@ -135,7 +137,9 @@ def validate(config: ConfigDict) -> None:
         except re.error as error:
             raise UserError(f"config: {expression!r} is no regular expression: {error}") from error
     if not config.data.name:
-        raise UserError("config.data.name: no dataset; name one that `tfds build` has built")
+        raise UserError("config.data.name: no dataset; name one that a builder here has built")
+    if config.protocol == "cross" and not config.data.tested:
+        raise UserError("config.data.tested: no dataset; the protocol 'cross' tests on another one")
     uses_texts = config.ablation in ("label+desc", "full")
     if uses_texts and not config.text.corpus:
         raise UserError(
@@ -163,7 +167,7 @@ def make_task(config: ConfigDict) -> Task:
       LeakError: a rule of zero-shot evaluation is broken.
     """
     validate(config)
-    dataset = datasets.load(config.data.name, config.data.dir)
+    dataset = datasets.open_dataset(config)
     plan = make_plan(dataset, config)
     for name, indices in (("train", plan.train), ("test", plan.test_unseen)):
         if not len(indices):
@@ -189,7 +193,7 @@ def make_task(config: ConfigDict) -> Task:
     if config.ablation in ("label+cycle", "full") and config.cycle.pool != "episodic":
         pool = plan.unseen
         if config.cycle.pool == "auxiliary":
-            pool = tuple(sorted(set(corpus.texts) - set(dataset.classes)))
+            pool = tuple(sorted(set(corpus.texts) - set(dataset.called(dataset.classes))))
             if not pool:
                 raise UserError(
                     f"config.cycle.pool: corpus {config.text.corpus!r} has no action beside the "
@@ -197,7 +201,7 @@ def make_task(config: ConfigDict) -> Task:
                 )
 
     # Only texts that training may see teach the tokenizer: under an inductive pool not the unseen.
-    known = (*plan.seen, *pool)
+    known = dataset.called((*plan.seen, *pool))
     texts = [t.format(name) for name in known for t in config.text.templates]
     texts += [text for name in known for text in corpus.texts.get(name, ())]
     tokenizer = cached_tokenizer(
@@ -206,10 +210,16 @@ def make_task(config: ConfigDict) -> Task:
     config.text.vocabulary = tokenizer.size
 
     groups = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
+    groups = {which: dataset.called(names) for which, names in groups.items()}
     labels = {k: label_ids(tokenizer, names, config.text.templates) for k, names in groups.items()}
     banks: dict[str, Bank | None] = dict.fromkeys(groups)
     if config.ablation in ("label+desc", "full"):
-        banks = {k: Bank(corpus.texts, names, tokenizer) for k, names in groups.items()}
-        used = {v for name in (*known, *plan.unseen) for v in corpus.video_ids.get(name, ())}
+        if config.text.frozen:  # `frozen.py` opens them, once there is a tower
+            for chosen in groups.values():
+                check_described(corpus.texts, chosen)
+        else:
+            banks = {k: Bank.of_tokens(corpus.texts, c, tokenizer) for k, c in groups.items()}
+        names = (*known, *groups["unseen"])
+        used = {video for name in names for video in corpus.video_ids.get(name, ())}
         check_texts(used, tested)
-    return Task(config, dataset, plan, tokenizer, pool, labels, banks, left_out)
+    return Task(config, dataset, plan, tokenizer, pool, labels, banks, left_out, groups, corpus)

@@ -14,6 +14,7 @@ from clu import parameter_overview
 from coco_jax.checkpoint import Checkpoints
 from coco_jax.data.loader import TrainLoader
 from coco_jax.errors import UserError
+from coco_jax.frozen import with_features
 from coco_jax.models.coco import Batch
 from coco_jax.step import Program, State, global_batch
 from coco_jax.task import Task
@@ -74,6 +75,7 @@ def train(program: Program, task: Task, folder: pathlib.Path, name: str) -> Stat
             f"{len(task.plan.train)} videos of {len(task.plan.seen)} seen classes{left_out}",
             file=sys.stderr,
         )
+    task = with_features(task, program, state.params)
     steps, seen_label = config.optimizer.steps, task.seen_label.astype(np.int32)
     loader = TrainLoader(
         task.dataset.records, task.plan.train, config,

@@ -1,21 +1,34 @@
 """A zero-shot dataset as TFDS stored it: videos, labels, and the class splits of its protocol.
 
-Every builder in tfds_builders/ keeps the same contract: features `video` (the encoded file's
-bytes), `video_id`, `label`; TFDS splits `train` and `test`; and, in the dataset's metadata,
-`class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`.
+Every builder in tfds_builders/ keeps the same contract:
+
+- features `video_id`, `label`, and one of `video` (the encoded file's bytes), `frames` with `fps`
+  (JPEG frames and their rate) or `features` (a float32 vector); where a benchmark has official
+  test lists, `official_test`, which of the three name the video;
+- TFDS splits `train`, `test`, and `rest` for what is neither;
+- in the dataset's metadata, `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`,
+  with `"validation": [class, ...]` where the protocol has such classes, and `"official": n` where
+  only the videos of the n-th official test list are tested.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+import pathlib
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 
-TFDS_SPLITS = ("train", "test")
+TFDS_SPLITS = ("train", "test", "rest")
+INDEX = "index.npz"  # beside the data: what `Records` knows without reading it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +39,13 @@ class Records:
     labels: Int[np.ndarray, " N"]
     video_ids: tuple[str, ...]
     splits: tuple[str, ...]  # the TFDS split of each record
+    official: Bool[np.ndarray, "N 3"] | None = None  # which official test lists name it
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """One record, `{"video": bytes, "video_id": str, "label": int}`."""
+        """One record, `{"video": bytes, "video_id": str, "label": int}` (see the contract above)."""
         index = int(index)
         for source in self.sources:
             if index < len(source):
@@ -47,8 +61,14 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    class_splits: dict[str, dict[str, list[str]]]
+    class_splits: Mapping[str, Mapping[str, Any]]
     records: Records
+    # What a class is called in texts, where its name here had to be made unique.
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def called(self, names: Sequence[str]) -> list[str]:
+        """The classes' names as texts use them."""
+        return [self.words.get(name, name) for name in names]
 
 
 def open_builder(name: str, data_dir: str):
@@ -65,10 +85,30 @@ def open_builder(name: str, data_dir: str):
             dataset, data_dir=data_dir, config=config or None
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise UserError(
-            f"dataset {name!r} is not in {data_dir}: build it with `python -m tfds_builders.build "
-            f"{name} --data_dir={data_dir}` (`make data` builds the demo's), or set config.data.dir"
-        ) from error
+        raise UserError(_missing(name, data_dir)) from error
+
+
+def _missing(name: str, data_dir: str) -> str:
+    """What to do about a dataset that is not there: a line, or five where files must be fetched."""
+    command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
+    try:
+        from tfds_builders.build import needs
+
+        files = needs(name)
+    except ImportError:  # installed without the builders
+        files = None
+    if not files:
+        return (
+            f"dataset {name!r} is not in {data_dir}: build it with `{command}` (`make data` builds the "
+            "demo's), or set config.data.dir"
+        )
+    return (
+        f"dataset {name!r} is not in {data_dir} (config.data.dir).\n"
+        f"  Fetch: {files.fetch}\n"
+        f"  Size:  {files.size}\n"
+        f"  Put:   {files.put}\n"
+        f"  Build: {command} --manual_dir=FOLDER"
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -87,16 +127,106 @@ def load(name: str, data_dir: str) -> Dataset:
             f"dataset {name!r} in {data_dir} has no {error}: build it again with a builder of "
             "this version"
         ) from error
-    sources, labels, ids, splits = [], [], [], []
-    for split in (s for s in TFDS_SPLITS if s in builder.info.splits):
-        source = builder.as_data_source(split)
-        sources.append(source)
-        for record in source:
+    held = [split for split in TFDS_SPLITS if split in builder.info.splits]
+    sources = tuple(builder.as_data_source(split) for split in held)
+    index = _read_index(builder, sources) or write_index(builder)
+    splits = tuple(
+        split for split, source in zip(held, sources, strict=True) for _ in range(len(source))
+    )
+    records = Records(
+        sources,
+        index["labels"].astype(np.int64),
+        tuple(index["video_ids"].tolist()),
+        splits,
+        index.get("official"),
+    )
+    return Dataset(name, classes, class_splits, records)
+
+
+def write_index(builder) -> dict[str, np.ndarray]:
+    """Reads every record once and keeps labels and ids beside the data, where that can be written.
+
+    `tfds_builders.build` does this; datasets built otherwise are indexed when first opened.
+    """
+    held = [split for split in TFDS_SPLITS if split in builder.info.splits]
+    labels, ids, official = [], [], []
+    total = sum(builder.info.splits[split].num_examples for split in held)
+    if total > 20_000:
+        print(f"{builder.info.full_name}: indexing {total:,} records, once", file=sys.stderr)
+    for split in held:
+        for record in builder.as_data_source(split):
             labels.append(int(record["label"]))
             ids.append(record["video_id"].decode())
-            splits.append(split)
-    records = Records(tuple(sources), np.array(labels), tuple(ids), tuple(splits))
-    return Dataset(name, classes, class_splits, records)
+            if "official_test" in record:
+                official.append(record["official_test"])
+    index = {"labels": np.array(labels, np.int32), "video_ids": np.array(ids, np.str_)}
+    if official:
+        index["official"] = np.array(official, bool)
+    path = pathlib.Path(builder.data_dir) / INDEX
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with contextlib.suppress(OSError):  # a shared folder may be read-only
+        with partial.open("wb") as stream:
+            np.savez(stream, **index)  # type: ignore[arg-type]
+        partial.replace(path)
+    return index
+
+
+def _read_index(builder, sources) -> dict[str, np.ndarray] | None:
+    """The stored index; None where there is none that fits the data."""
+    try:
+        with np.load(pathlib.Path(builder.data_dir) / INDEX, allow_pickle=False) as arrays:
+            index = dict(arrays)
+        fits = len(index["labels"]) == len(index["video_ids"]) == sum(map(len, sources))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return index if fits else None
+
+
+def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
+    """One dataset to train on `trained` and test on `tested`, for the cross-dataset protocols.
+
+    Its splits are those of `tested`, in all of which every class that `trained` ever calls seen is
+    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep",
+    the literature's custom, they stay, and the tested ones are told apart by a prefix.
+    """
+    shared = set(tested.classes) & set(trained.classes)
+    of_any = {name for split in trained.class_splits.values() for name in split["seen"]}
+    if overlap == "drop":
+        of_any -= shared
+    prefix = tested.name.partition("/")[0] + ": "
+    key = {name: prefix + name if name in shared else name for name in tested.classes}
+    seen = [name for name in trained.classes if name in of_any]
+    splits = {
+        name: {**split, "seen": seen, "unseen": [key[c] for c in split["unseen"]]}
+        for name, split in tested.class_splits.items()
+    }
+    a, b = trained.records, tested.records
+    records = Records(
+        a.sources + b.sources,
+        np.concatenate([a.labels, b.labels + len(trained.classes)]),
+        a.video_ids + b.video_ids,
+        a.splits + b.splits,
+        None if b.official is None else np.concatenate([np.zeros((len(a), 3), bool), b.official]),
+    )
+    return Dataset(
+        f"{trained.name} -> {tested.name}",
+        trained.classes + tuple(key.values()),
+        splits,
+        records,
+        {**trained.words, **{key[name]: name for name in shared}},
+    )
+
+
+def open_dataset(config: ConfigDict) -> Dataset:
+    """The dataset of a run; under the protocol `cross`, the trained and the tested one as one.
+
+    Raises:
+      UserError: one was never built, or the config names none.
+    """
+    dataset = load(config.data.name, config.data.dir)
+    if config.protocol != "cross":
+        return dataset
+    return join(dataset, load(config.data.tested, config.data.dir), config.data.overlap)
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:

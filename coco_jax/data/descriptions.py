@@ -64,39 +64,52 @@ def load_corpus(name: str, data_dir: str) -> Corpus:
 
 
 class Bank:
-    """Token ids of the descriptions of some classes, ready to be drawn from."""
+    """The descriptions of some classes, ready to be drawn from: as token ids, or as features."""
 
-    def __init__(
-        self, texts: Mapping[str, Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer
-    ):
-        """Tokenizes once.
+    def __init__(self, rows_N: np.ndarray, counts_K: Int[np.ndarray, " K"]):
+        """`rows_N`: int32 ids `N L` or bfloat16 features `N W`, class after class; how many of each."""
+        self.rows_N, self.counts_K = rows_N, counts_K
+        self.starts_K = np.cumsum(counts_K) - counts_K
+
+    @classmethod
+    def of_tokens(
+        cls, texts: Mapping[str, Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer
+    ) -> "Bank":
+        """Tokenizes the descriptions of `classes` once.
 
         Raises:
           UserError: a class has no description.
         """
-        bare = [name for name in classes if not texts.get(name)]
-        if bare:
-            shown = ", ".join(repr(name) for name in bare[:5]) + (" ..." if len(bare) > 5 else "")
-            raise UserError(
-                f"{len(bare)} of {len(classes)} classes have no description in the corpus: {shown}; "
-                "add some, or train config.ablation='label'"
-            )
-        counts_K = np.array([len(texts[name]) for name in classes], np.int64)
-        self.counts_K = counts_K
-        self.starts_K = np.cumsum(counts_K) - counts_K
-        self.ids_NL = (
-            np.concatenate([tokenizer(texts[name]) for name in classes])
-            if len(classes)
-            else np.zeros((0, tokenizer.length), np.int32)
-        )
+        check_described(texts, classes)
+        ids = [tokenizer(texts[name]) for name in classes]
+        empty_0L = np.zeros((0, tokenizer.length), np.int32)
+        return cls(np.concatenate([empty_0L, *ids]), np.array([len(x) for x in ids], np.int64))
 
-    def draw(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, "K M L"]:
-        """`count` descriptions of each class, with replacement."""
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` descriptions of each class, with replacement: `K M L` ids or `K M W` features."""
         picks_KM = rng.integers(self.counts_K[:, None], size=(len(self.counts_K), count))
-        return self.ids_NL[self.starts_K[:, None] + picks_KM]
+        return self._take(self.starts_K[:, None] + picks_KM)
 
-    def first(self, count: int) -> tuple[Int[np.ndarray, "K M L"], Bool[np.ndarray, "K M"]]:
+    def first(self, count: int) -> tuple[np.ndarray, Bool[np.ndarray, "K M"]]:
         """The first `count` descriptions of each class, and which of them exist."""
         places_KM = np.broadcast_to(np.arange(count), (len(self.counts_K), count))
         shown_KM = places_KM < self.counts_K[:, None]
-        return self.ids_NL[self.starts_K[:, None] + np.where(shown_KM, places_KM, 0)], shown_KM
+        return self._take(self.starts_K[:, None] + np.where(shown_KM, places_KM, 0)), shown_KM
+
+    def _take(self, places_KM: Int[np.ndarray, "K M"]) -> np.ndarray:
+        return self.rows_N[places_KM]
+
+
+def check_described(texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
+    """Every class has a description.
+
+    Raises:
+      UserError: naming those that have none.
+    """
+    bare = [name for name in classes if not texts.get(name)]
+    if bare:
+        shown = ", ".join(repr(name) for name in bare[:5]) + (" ..." if len(bare) > 5 else "")
+        raise UserError(
+            f"{len(bare)} of {len(classes)} classes have no description in the corpus: {shown}; "
+            "add some, or train config.ablation='label'"
+        )

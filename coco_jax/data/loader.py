@@ -32,7 +32,7 @@ class Clip:
         """Record `index` as `{"video": uint8 T H W 3, "index": int}`; `view` matters in evaluation."""
         video, data = self.config.video, self.config.data
         if video.kind == "features":
-            return {"video": np.float32(self.records[index]["video"]), "index": index}
+            return {"video": np.float32(self.records[index]["features"]), "index": index}
 
         def times(duration: float) -> np.ndarray:
             if self.training and data.sampling == "random":
@@ -53,14 +53,14 @@ class Clip:
             if index not in self.decoded:
                 record = self.records[index]
                 name = record["video_id"]
-                info = videos.probe(record["video"], name)
-                frames = videos.decode(record["video"], None, short_side=side, name=name)
+                info = videos.probe(stored(record), name)
+                frames = videos.decode(stored(record), None, short_side=side, name=name)
                 self.decoded[index] = frames, info
             frames, info = self.decoded[index]
             return frames[videos.shown_at(info, times(info.duration))]
         record = self.records[index]
         return videos.decode(
-            record["video"], lambda info: times(info.duration), short_side=side,
+            stored(record), lambda info: times(info.duration), short_side=side,
             name=record["video_id"],
         )  # fmt: skip
 
@@ -86,6 +86,13 @@ class Clip:
             table = np.clip((np.arange(256.0)[:, None] - 128) * gain + 128 + shift, 0, 255)
             clip = table.astype(np.uint8)[clip, np.arange(3)]
         return np.ascontiguousarray(clip)
+
+
+def stored(record: dict[str, Any]) -> bytes | videos.Frames:
+    """The video in a record, whichever way it is kept."""
+    if "frames" in record:
+        return videos.Frames(tuple(record["frames"]), float(record["fps"]))
+    return record["video"]
 
 
 class TrainLoader:

@@ -1,7 +1,8 @@
 """Who is seen, who is not, which videos go where; and the rules that no run may break."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,10 +17,18 @@ class LeakError(AssertionError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Subset:
+    """One of several test sets of a cross-dataset run: some unseen classes, some of their videos."""
+
+    classes: tuple[str, ...]
+    records: Int[np.ndarray, " N"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One protocol on one class split, as class names and record indices.
 
-    Under the validation protocol `unseen` are the seen classes held out; the dataset's own unseen
+    Under the validation protocol `unseen` are the validation classes; the dataset's own unseen
     classes then appear nowhere.
     """
 
@@ -28,23 +37,34 @@ class Plan:
     train: Int[np.ndarray, " N"]  # videos of seen classes, of the train split
     test_unseen: Int[np.ndarray, " N"]  # every video of the unseen classes
     test_seen: Int[np.ndarray, " N"]  # videos of seen classes, of the test split
+    subsets: Mapping[str, Subset] = dataclasses.field(
+        default_factory=dict
+    )  # of a cross-dataset run
 
 
 def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
-    """Picks classes and videos by `config.split` and `config.protocol`, and checks the rules.
+    """Picks classes and videos by `config.protocol` and its split, and checks the rules.
 
     Raises:
       UserError: the dataset has no such split, or too few seen classes to hold some out.
       LeakError: a rule is broken.
     """
-    if config.split not in dataset.class_splits:
-        raise UserError(
-            f"config.split: {dataset.name} has no split {config.split!r}; it has "
-            f"{', '.join(sorted(dataset.class_splits))}"
-        )
-    split = dataset.class_splits[config.split]
+    plan = _cross(dataset, config) if config.protocol == "cross" else _within(dataset, config)
+    check_plan(plan, dataset)
+    return plan
+
+
+def _within(dataset: Dataset, config: ConfigDict) -> Plan:
+    split = _split(dataset, config.split, "split")
     seen, unseen = tuple(split["seen"]), tuple(split["unseen"])
-    if config.protocol == "validation":
+    if not seen:
+        raise UserError(
+            f"config.data.name: {dataset.name} has no seen classes, it is tested alone; set "
+            "config.protocol='cross' and name it in config.data.tested"
+        )
+    if config.protocol == "validation" and split.get("validation"):
+        unseen = tuple(split["validation"])
+    elif config.protocol == "validation":
         if not 0 < config.validation_classes < len(seen) - 1:
             raise UserError(
                 f"config.validation_classes: {config.validation_classes} of {len(seen)} seen "
@@ -56,17 +76,50 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
         seen = tuple(name for i, name in enumerate(seen) if i not in held)
     records = dataset.records
     of_seen = np.isin(records.labels, select(dataset.classes, seen))
-    of_unseen = np.isin(records.labels, select(dataset.classes, unseen))
-    trains = np.array(records.splits) == "train"
-    plan = Plan(
+    splits = np.array(records.splits)
+    return Plan(
         seen=seen,
         unseen=unseen,
-        train=np.flatnonzero(of_seen & trains),
-        test_unseen=np.flatnonzero(of_unseen),
-        test_seen=np.flatnonzero(of_seen & ~trains),
+        train=np.flatnonzero(of_seen & (splits == "train")),
+        test_unseen=np.flatnonzero(np.isin(records.labels, select(dataset.classes, unseen))),
+        test_seen=np.flatnonzero(of_seen & (splits == "test")),
     )
-    check_plan(plan, dataset)
-    return plan
+
+
+def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
+    """Every seen class and all its training videos; the tested splits' classes and videos."""
+    records, subsets = dataset.records, {}
+    for name in config.data.tested_splits:
+        split = _split(dataset, name, "data.tested_splits")
+        tested = np.isin(records.labels, select(dataset.classes, split["unseen"]))
+        if number := split.get("official"):
+            if records.official is None:
+                raise UserError(f"{dataset.name}: has no official test lists; build it again")
+            tested &= records.official[:, number - 1]
+        subsets[name] = Subset(tuple(split["unseen"]), np.flatnonzero(tested))
+    if not subsets:
+        raise UserError("config.data.tested_splits: names no split; give one, e.g. ('1', '2', '3')")
+    chosen = {name for subset in subsets.values() for name in subset.classes}
+    seen = tuple(split["seen"])
+    of_seen = np.isin(records.labels, select(dataset.classes, seen))
+    return Plan(
+        seen=seen,
+        unseen=tuple(name for name in dataset.classes if name in chosen),
+        train=np.flatnonzero(of_seen & (np.array(records.splits) == "train")),
+        test_unseen=np.unique(np.concatenate([subset.records for subset in subsets.values()])),
+        test_seen=np.zeros(0, np.int64),
+        subsets=subsets,
+    )
+
+
+def _split(dataset: Dataset, name: str, field: str) -> Mapping[str, Any]:
+    if name not in dataset.class_splits:
+        known = list(dataset.class_splits)
+        raise UserError(
+            f"config.{field}: {dataset.name} has no split {name!r}; it has {', '.join(known[:8])}"
+            f"{f' ... {known[-1]}' * (len(known) > 8)}"
+        )
+    return dataset.class_splits[name]
 
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:
@@ -95,7 +148,7 @@ def check_texts(description_videos: Iterable[str], tested: Sequence[str]) -> Non
 
 def check_final(step: int, config: ConfigDict) -> None:
     """Test classes are looked at once, by the last step's parameters: nothing is selected on them."""
-    if config.protocol == "test" and step != config.optimizer.steps:
+    if config.protocol != "validation" and step != config.optimizer.steps:
         raise LeakError(
             f"the test classes were asked for at step {step} of {config.optimizer.steps}; "
             "choose on config.protocol='validation'"

@@ -9,11 +9,12 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 
 from coco_jax.errors import UserError
 
@@ -28,7 +29,15 @@ MAX_SIDE = 16_384  # pixels
 MAX_BYTES = 4 << 30  # of decoded frames
 av.logging.set_level(av.logging.PANIC)  # what libav finds wrong comes back as an error
 
-Video = bytes | str | os.PathLike[str]
+
+class Frames(NamedTuple):
+    """A video kept as JPEG images, evenly spaced, `fps` a second."""
+
+    images: tuple[bytes, ...]
+    fps: float
+
+
+Video = bytes | str | os.PathLike[str] | Frames
 
 
 class VideoError(UserError):
@@ -64,13 +73,15 @@ def probe(video: Video, name: str | None = None, *, min_frames: int = 2) -> Vide
     """Reads what a video holds without decoding it.
 
     Args:
-      video: an encoded file's bytes, or its path.
+      video: an encoded file's bytes, its path, or its frames.
       name: what errors call it; by default its path.
       min_frames: fewer are an error, as one frame shows no action.
 
     Raises:
       VideoError: it is missing, empty, no video, truncated or too short.
     """
+    if isinstance(video, Frames):
+        return _probe_frames(video, name or "<frames>")
     with _opened(video, name, min_frames) as opened:
         return opened.info
 
@@ -138,7 +149,7 @@ def decode(
     """The frames that are shown at some times, as RGB.
 
     Args:
-      video: an encoded file's bytes, or its path.
+      video: an encoded file's bytes, its path, or its frames.
       times: seconds from the first frame, in any order, repeats allowed; past the end means the
         last frame. Or a function of the VideoInfo that gives them. None: every frame.
       short_side: scale to this many pixels on the shorter side, keeping the aspect ratio.
@@ -149,19 +160,14 @@ def decode(
     Raises:
       VideoError: it is missing, empty, no video, truncated, damaged, too short or too big.
     """
+    if isinstance(video, Frames):
+        name = name or "<frames>"
+        info = _probe_frames(video, name)
+        index_T, height, width = _wanted(info, times, short_side, size, name)
+        shown = {i: _picture(video.images[i], height, width, name) for i in set(index_T.tolist())}
+        return np.stack([shown[index] for index in index_T.tolist()])
     with _opened(video, name, min_frames) as opened:
-        info = opened.info
-        if times is None:
-            index_T = np.arange(info.frames)
-        else:
-            times_T = np.asarray(times(info) if callable(times) else times, np.float64)
-            index_T = shown_at(info, times_T)
-        height, width = _target(info, short_side, size)
-        if len(index_T) * height * width * 3 > MAX_BYTES:
-            raise VideoError(
-                f"{opened.name}: {len(index_T)} frames of {height} x {width} px do not fit in memory; "
-                "sample fewer, or scale them down"
-            )
+        index_T, height, width = _wanted(opened.info, times, short_side, size, opened.name)
         wanted = set(index_T.tolist())
         frames: dict[int, np.ndarray] = {}
         for index, frame in _decoded(opened, sorted(wanted)):
@@ -205,8 +211,60 @@ def encode(
     return stored.getvalue()
 
 
+def _wanted(
+    info: VideoInfo, times, short_side: int | None, size: tuple[int, int] | None, name: str
+) -> tuple[Int[np.ndarray, " T"], int, int]:
+    """Indices of the frames to decode, and the height and width to scale them to."""
+    if times is None:
+        index_T = np.arange(info.frames)
+    else:
+        times_T = np.asarray(times(info) if callable(times) else times, np.float64)
+        index_T = shown_at(info, times_T)
+    height, width = _target(info, short_side, size)
+    if len(index_T) * height * width * 3 > MAX_BYTES:
+        raise VideoError(
+            f"{name}: {len(index_T)} frames of {height} x {width} px do not fit in memory; "
+            "sample fewer, or scale them down"
+        )
+    return index_T, height, width
+
+
+def _probe_frames(video: Frames, name: str) -> VideoInfo:
+    """What is known of frames from the first one's header."""
+    if not video.images or not video.fps > 0:
+        raise VideoError(f"{name}: holds no frame; build the dataset again")
+    with _opened_picture(video.images[0], name) as image:
+        width, height = image.size
+    count = len(video.images)
+    starts = np.arange(count) / video.fps
+    return VideoInfo(count, video.fps, count / video.fps, height, width, "jpeg", starts)
+
+
+def _picture(data: bytes, height: int, width: int, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    with _opened_picture(data, name) as image:
+        rgb = image.convert("RGB")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
+
+
 @contextlib.contextmanager
-def _opened(video: Video, name: str | None, min_frames: int) -> Iterator[_Opened]:
+def _opened_picture(data: bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            if max(image.size) > MAX_SIDE:
+                raise VideoError(
+                    f"{name}: a frame of {image.size} px; give at most {MAX_SIDE} a side"
+                )
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{name}: a frame is no whole JPEG ({error}); build it again") from error
+
+
+@contextlib.contextmanager
+def _opened(
+    video: bytes | str | os.PathLike[str], name: str | None, min_frames: int
+) -> Iterator[_Opened]:
     """Opens and indexes a file; libav's errors inside become a VideoError."""
     source: BinaryIO
     if isinstance(video, bytes):

@@ -25,10 +25,11 @@ class Batch(TypedDict):
 
     video: Array  # uint8 B T H W 3, or float32 B F features
     label: Array  # int32 B, an index into the seen classes
-    label_ids: Array  # int32 K P L
-    description_ids: Array  # int32 K M L
-    pool_label_ids: Array  # int32 U P L
-    pool_description_ids: Array  # int32 U M L
+    # Texts are int32 token ids, or bfloat16 features of a frozen text tower, W in place of L.
+    label_ids: Array  # K P L
+    description_ids: Array  # K M L
+    pool_label_ids: Array  # U P L
+    pool_description_ids: Array  # U M L
     episode: Array  # int32 K
 
 
@@ -97,18 +98,24 @@ class CoCo(nnx.Module):
         return normalise(self.video_out(self.video(video, key)))
 
     def embed_texts(
-        self, ids_XYL: Int[Array, "X Y L"], key: jax.Array | None = None
+        self,
+        texts_XYL: Int[Array, "X Y L"] | Float[Array, "X Y W"],
+        key: jax.Array | None = None,
     ) -> Float[Array, "X Y D"]:
-        """Unit vectors of texts."""
-        count = ids_XYL.shape[0]
-        x_ZD = self.text(rearrange(ids_XYL, "x y l -> (x y) l"), key)
+        """Unit vectors of texts: of token ids, or of what a frozen text tower made of them."""
+        count = texts_XYL.shape[0]
+        x_ZD = rearrange(texts_XYL, "x y l -> (x y) l")
+        if not jnp.issubdtype(x_ZD.dtype, jnp.floating):
+            x_ZD = self.text(x_ZD, key)
         return rearrange(normalise(self.text_out(x_ZD)), "(x y) d -> x y d", x=count)
 
     def embed_labels(
-        self, ids_KPL: Int[Array, "K P L"], key: jax.Array | None = None
+        self,
+        texts_KPL: Int[Array, "K P L"] | Float[Array, "K P W"],
+        key: jax.Array | None = None,
     ) -> Float[Array, "K D"]:
         """l_c: the mean over prompt templates, at unit length."""
-        return normalise(self.embed_texts(ids_KPL, key).mean(1))
+        return normalise(self.embed_texts(texts_KPL, key).mean(1))
 
     def scores(
         self,

@@ -56,7 +56,7 @@ def test_the_cache_is_used_and_keyed_by_the_texts(tmp_path):
 
 def test_a_bank_draws_only_a_class_s_own_descriptions(tokenizer):
     texts = {"x": TEXTS[:3], "y": TEXTS[3:4], "z": TEXTS[4:]}
-    bank = Bank(texts, ["z", "x", "y"], tokenizer)
+    bank = Bank.of_tokens(texts, ["z", "x", "y"], tokenizer)
     own = {name: {tuple(row) for row in tokenizer(texts[name])} for name in texts}
     drawn = [bank.draw(np.random.default_rng(seed), 4) for seed in range(30)]
     for i, name in enumerate(["z", "x", "y"]):
@@ -65,7 +65,7 @@ def test_a_bank_draws_only_a_class_s_own_descriptions(tokenizer):
 
 
 def test_the_first_descriptions_are_marked_where_there_are_fewer(tokenizer):
-    bank = Bank({"x": TEXTS[:3], "y": TEXTS[3:4]}, ["x", "y"], tokenizer)
+    bank = Bank.of_tokens({"x": TEXTS[:3], "y": TEXTS[3:4]}, ["x", "y"], tokenizer)
     ids_KML, shown_KM = bank.first(2)
     assert shown_KM.tolist() == [[True, True], [True, False]]
     np.testing.assert_array_equal(ids_KML[0], tokenizer(TEXTS[:2]))
@@ -73,7 +73,7 @@ def test_the_first_descriptions_are_marked_where_there_are_fewer(tokenizer):
 
 def test_a_class_without_description_is_named(tokenizer):
     with pytest.raises(UserError, match="1 of 2 classes have no description in the corpus: 'y'"):
-        Bank({"x": TEXTS}, ["x", "y"], tokenizer)
+        Bank.of_tokens({"x": TEXTS}, ["x", "y"], tokenizer)
 
 
 @given(st.integers(0, 1000), st.integers(2, 9))

@@ -1,0 +1,185 @@
+"""kinetics_zsar: Kinetics-400 seen, Kinetics-600's new classes unseen; see README.md."""
+
+import csv
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+
+# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
+from coco_jax.errors import UserError  # noqa: E402
+from tfds_builders import base  # noqa: E402
+
+# Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
+ER = "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/datasets/Kinetics/zsl220/"
+LISTS = {
+    "classes": ER + "classes620_label_defn.json",
+    "test": ER + "tst_class_idxs.json",
+    "validation": ER + "val_class_idxs.json",
+}
+SEEN = 400
+# Kinetics-600 renamed or split 12 classes of Kinetics-400; they are never unseen. Its other names
+# that Kinetics-400 lacks are the 220 new classes (both label maps: mmaction2 at 4d6c9347, tools/data).
+RENAMED = {
+    "changing wheel (not on bike)": "changing wheel",
+    "cooking sausages (not on barbeque)": "cooking sausages",
+    "dyeing hair": "dying hair",
+    "hugging (not baby)": "hugging",
+    "inflating balloons": "balloon blowing",
+    "making the bed": "making bed",
+    "opening bottle (not wine)": "opening bottle",
+    "passing american football (not in game)": "passing American football (not in game)",
+    "person collecting garbage": "garbage collecting",
+    "throwing ball (not baseball or American football)": "throwing ball",
+    "tying necktie": "tying tie",
+    "waking up": "baby waking up",
+}
+FILE = re.compile(r"(?P<id>[\w-]{11})(_\d+_\d+)?$")
+PARTS = {"train": ("k400/train",), "test": ("k600/val", "k600/test")}
+
+
+class Builder(base.VideoBuilder):
+    """620 classes: train, Kinetics-400's training videos; test, Kinetics-600's val and test ones."""
+
+    NEEDS = base.Needs(
+        fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards) and their annotation CSVs: "
+        "https://github.com/cvdfoundation/kinetics-dataset",
+        # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400 by the same size a video.
+        size="about 370 GB (240,000 videos) + 43 GB + 88 GB; the built dataset is as big again",
+        put="FOLDER/k400/train, FOLDER/k600/val, FOLDER/k600/test; CSVs as FOLDER/k400/train.csv, "
+        "FOLDER/k600/val.csv, FOLDER/k600/test.csv",
+    )
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The three splits of Elaborative Rehearsal."}  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        base.Config(name="video", description="The videos' own bytes."),
+        base.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
+    ]
+    DEFAULT_BUILDER_CONFIG_NAME = "video"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Place Kinetics-400's training videos in k400/train and Kinetics-600's in k600/val and "
+        "k600/test (the .tar.gz shards as they are, class folders, or id_start_end.mp4 files), and "
+        "the annotation CSVs train.csv in k400, val.csv and test.csv in k600."
+    )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        classes, splits = read_splits(**base.annotations(self, dl_manager, folder, LISTS))
+        self.declare(classes, splits)
+        labels = {part: read_csv(folder, part) for part in ("k400/train", "k600/val", "k600/test")}
+        test = _Describe(classes, {**labels["k600/val"], **labels["k600/test"]})
+        tested = set(test.labels) | {
+            id_of(path.name) for part in PARTS["test"] for path in (folder / part).rglob("*.*")
+        }
+        kept = {k: v for k, v in labels["k400/train"].items() if k not in tested}
+        train = _Describe(classes[:SEEN], kept, tested - {""})
+        left_out = {"left_out_because_tested": len(labels["k400/train"]) - len(kept)}
+        return {
+            "train": self._part(folder, "train", train, left_out),
+            "test": self._part(folder, "test", test, {}),
+        }
+
+    def _part(self, folder: pathlib.Path, split: str, describe: "_Describe", notes: dict):
+        places = [folder / part for part in PARTS[split]]
+        sources = [source for place in places for source in base.sources_in(place)]
+        expected = len(describe.labels) or None
+        return self.examples(split, sources, describe, expected, notes)
+
+    def _generate_examples(self):
+        raise NotImplementedError("examples are made in _split_generators")
+
+
+class _Describe:
+    """Members by YouTube id; the class is the annotation's, or else the name of the folder."""
+
+    def __init__(
+        self, classes: Sequence[str], labels: dict[str, str], tested: frozenset | set = frozenset()
+    ):
+        self.labels, self.tested = labels, tested
+        self.by_folder = {_folder(name): name for name in classes}
+        self.by_folder |= {_folder(new): old for new, old in RENAMED.items() if old in set(classes)}
+
+    def __call__(self, member: str) -> base.Entry | None:
+        video_id = id_of(member.rpartition("/")[2])
+        if not video_id or video_id in self.tested:
+            return None
+        label = self.labels.get(video_id)
+        if label is None and not self.labels:
+            label = self.by_folder.get(_folder(member.rpartition("/")[0].rpartition("/")[2]))
+        if label is None or label not in self.by_folder.values():
+            return None
+        return base.Entry(video_id, video_id, label)
+
+
+def id_of(file: str) -> str:
+    """The YouTube id that a file's name begins with: `ID_000010_000020.mp4`, `ID.mp4`; "" if none."""
+    found = FILE.match(pathlib.PurePosixPath(file).stem)
+    return found["id"] if found else ""
+
+
+def _folder(name: str) -> str:
+    """A class name as folders may spell it: case, and spaces, underscores and marks, aside."""
+    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
+
+
+def read_splits(
+    classes: pathlib.Path, test: pathlib.Path, validation: pathlib.Path
+) -> tuple[list[str], dict[str, dict[str, list[str]]]]:
+    """The 620 class names, 400 seen first, and the three class splits.
+
+    Raises:
+      UserError: the files are not those of the protocol.
+    """
+    try:
+        names = [one["word"] for one in json.loads(classes.read_text())]
+        tests, validations = (json.loads(path.read_text()) for path in (test, validation))
+        splits = {
+            str(i): {
+                "seen": names[:SEEN],
+                "validation": [names[n] for n in v],
+                "unseen": [names[n] for n in t],
+            }
+            for i, (t, v) in enumerate(zip(tests, validations, strict=True), 1)
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{classes.parent}: not the class lists of the protocol ({error!r}); fetch {ER}"
+        ) from error
+    never = sorted(set(RENAMED) & set(names[SEEN:]))
+    if never:
+        raise UserError(
+            f"{classes}: {', '.join(never)} are renamed classes of Kinetics-400 and cannot be unseen"
+        )
+    return names, splits
+
+
+def read_csv(folder: pathlib.Path, part: str) -> dict[str, str]:
+    """`{youtube_id: class}` of an annotation CSV (`k600/val.csv`, `k600/annotations/val.csv`, ...).
+
+    Classes that Kinetics-600 renamed get Kinetics-400's name. {} where there is no such file.
+
+    Raises:
+      UserError: it has no columns label and youtube_id.
+    """
+    which, _, name = part.partition("/")
+    places = (
+        folder / f"{part}.csv", folder / which / "annotations" / f"{name}.csv",
+        folder / f"{which}_{name}.csv", folder / "annotations" / f"{which}_{name}.csv",
+    )  # fmt: skip
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return {}
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream)
+        if not {"label", "youtube_id"} <= set(rows.fieldnames or ()):
+            raise UserError(
+                f"{path}: has no columns label and youtube_id; use Kinetics' own annotation CSV"
+            )
+        return {row["youtube_id"]: RENAMED.get(row["label"], row["label"]) for row in rows}

@@ -1,0 +1,148 @@
+"""ucf101_zsar: UCF101 under the intra-dataset and cross-dataset protocols; see README.md."""
+
+import pathlib
+import re
+import sys
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
+from coco_jax.errors import UserError  # noqa: E402
+from tfds_builders import archives, base  # noqa: E402
+
+# The videos as a zip and the official lists; both checksums are from TFDS 4.9.10's own `ucf101`.
+VIDEOS = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
+LISTS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
+TRIALS = 50  # random halves of the classes, 51 seen
+
+
+class Builder(base.VideoBuilder):
+    """101 classes, 13,320 videos; TFDS splits are the official split 1 (9,537 / 3,783)."""
+
+    NEEDS = base.Needs(
+        fetch="nothing, the command downloads it; or UCF101.rar from "
+        "https://www.crcv.ucf.edu/data/UCF101.php",
+        size="7 GB (13,320 videos); the built dataset is as big again",
+        put="FOLDER/UCF101.rar or FOLDER/UCF-101, if you have it already; else leave --manual_dir out",
+    )
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Intra- and cross-dataset splits."}  # noqa: RUF012
+    BUILDER_CONFIGS = base.configs(
+        intra=f"Train on a random half of the classes, test on the other; {TRIALS} trials.",
+        cross="Test alone: the three official test splits on all classes, and random halves.",
+    )
+    DEFAULT_BUILDER_CONFIG_NAME = "intra"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Nothing is needed; UCF101.rar or UCF-101/ is used if it is there."
+    )
+    extra_features = {  # noqa: RUF012
+        # Which of the three official test lists name the video.
+        "official_test": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
+    }
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = _placed(dl_manager)
+        lists = read_lists(_lists(self, dl_manager, folder))
+        labels = class_names(lists["trainlist01"] | lists["testlist01"])
+        classes = [readable(name) for name in labels]
+        self.declare(classes, class_splits(self.builder_config.protocol, classes))
+        if folder is not None and (found := base.sources_in(folder)):
+            sources = found
+        else:
+            sources = [base.annotations(self, dl_manager, None, {"videos": VIDEOS})["videos"]]
+        return {
+            split: self.examples(
+                split, sources, _Describe(lists, f"{split}list01"), len(lists[f"{split}list01"])
+            )
+            for split in ("train", "test")
+        }
+
+    def _generate_examples(self):
+        raise NotImplementedError("examples are made in _split_generators")
+
+
+class _Describe:
+    """Members of one official list, found by file name: archives differ in their folders and case."""
+
+    def __init__(self, lists: dict[str, dict[str, str]], which: str):
+        self.wanted = {name.lower(): (name, label) for name, label in lists[which].items()}
+        self.tests = [
+            {name.lower() for name in lists.get(f"testlist{n:02d}", ())} for n in (1, 2, 3)
+        ]
+
+    def __call__(self, member: str) -> base.Entry | None:
+        name = member.rpartition("/")[2].lower()
+        if name not in self.wanted:
+            return None
+        stem, label = self.wanted[name]
+        video_id = stem.removesuffix(".avi")
+        tested = [name in test for test in self.tests]
+        return base.Entry(video_id, video_id, readable(label), {"official_test": tested})
+
+
+def readable(name: str) -> str:
+    """`ApplyEyeMakeup` as `apply eye makeup`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
+
+
+def read_lists(files: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Official lists, `{"testlist01": {"v_Archery_g01_c01.avi": "Archery", ...}, ...}`.
+
+    Raises:
+      UserError: a line is not `Class/v_Class_gNN_cNN.avi [number]`, or split 1 is missing.
+    """
+    lists: dict[str, dict[str, str]] = {}
+    for name, text in files.items():
+        rows = lists.setdefault(name, {})
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            label, slash, file = line.split()[0].partition("/")
+            if not slash or not file.endswith(".avi"):
+                raise UserError(
+                    f"{name}.txt:{number}: {line[:60]!r} is not Class/v_Class_gNN_cNN.avi; fetch the "
+                    f"lists again from {LISTS}"
+                )
+            rows[file] = label
+    if not lists.keys() >= {"trainlist01", "testlist01"}:
+        raise UserError(f"trainlist01.txt and testlist01.txt are missing; fetch {LISTS}")
+    return lists
+
+
+def class_names(rows: dict[str, str]) -> list[str]:
+    """The classes in the order of UCF101's own numbers, which is alphabetical, case aside."""
+    return sorted(set(rows.values()), key=str.lower)
+
+
+def class_splits(protocol: str, classes: list[str]) -> dict[str, dict]:
+    """Who is seen and unseen in each split of a protocol; `official` names a test list."""
+    if protocol == "intra":
+        return base.halves("ucf101", classes, TRIALS)
+    official = {str(n): {"seen": [], "unseen": classes, "official": n} for n in (1, 2, 3)}
+    trials = base.halves("ucf101", classes, TRIALS)
+    half = {f"half{n}": {"seen": [], "unseen": trials[n]["unseen"]} for n in trials}
+    return official | half
+
+
+def _placed(dl_manager) -> pathlib.Path | None:
+    try:
+        return pathlib.Path(dl_manager.manual_dir)
+    except AssertionError:  # nothing was placed by hand: everything is downloaded
+        return None
+
+
+def _lists(builder, dl_manager, folder: pathlib.Path | None) -> dict[str, str]:
+    for place in () if folder is None else (folder, *sorted(folder.glob("*/"))):
+        if (place / "trainlist01.txt").is_file():
+            return {path.stem: path.read_text() for path in sorted(place.glob("t*list0[123].txt"))}
+    archive = base.annotations(builder, dl_manager, folder, {"lists": LISTS})["lists"]
+    return {
+        pathlib.PurePath(member.name).stem: member.read().decode()
+        for member in archives.members(archive, suffixes={".txt"})
+        if re.search(r"t(rain|est)list0[123]\.txt$", member.name)
+    }

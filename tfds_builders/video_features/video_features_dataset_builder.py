@@ -1,0 +1,165 @@
+"""video_features: features that were extracted from videos beforehand; see README.md."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
+from coco_jax.errors import UserError  # noqa: E402
+from tfds_builders import base, own  # noqa: E402
+
+SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
+
+
+class Builder(base.VideoBuilder):
+    """One float32 vector a video; CoCo trains on them with config.video.kind = "features"."""
+
+    NEEDS = base.Needs(
+        fetch="nothing: these are features you extracted",
+        size="as big as they are",
+        put="FOLDER/features.npz (arrays features, ids) and FOLDER/videos.csv (video_id,label)",
+    )
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "npy, npz and HDF5 features."}  # noqa: RUF012
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Place features there (*.npz with arrays features and ids, *.npy with NAME.ids.txt, a file "
+        "ID.npy a video, or *.h5) and videos.csv with the columns video_id,label."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "features": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+                    "video_id": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(),
+                }
+            ),
+            supervised_keys=None,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        listed = folder / "videos.csv"
+        if not listed.is_file():
+            raise UserError(f"{listed} is missing; {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        rows = {row.key: row for row in own.read_videos(listed, "video_id")}
+        classes = sorted({row.label for row in rows.values()})
+        self.info.features["label"].names = classes
+        splits = own.class_splits(folder, classes, "video_features")
+        self.info.metadata["class_splits"] = splits
+        found = {}
+        for split in ("train", "test"):
+            named = {k: v for k, v in rows.items() if (v.split or own.drawn(k)) == split}
+            if named:
+                found[split] = self._generate_examples(folder, split, named)
+        return found
+
+    def _generate_examples(self, folder: pathlib.Path, split: str, rows: dict[str, own.Row]):
+        stored: set[str] = set()
+        broken: dict[str, str] = {}
+        width = None
+        for video_id, vector in read(folder, rows):
+            if video_id in stored:
+                continue
+            flaw = _flaw(vector, width)
+            if flaw:
+                broken[video_id] = f"{video_id}: {flaw}"
+                continue
+            width = len(vector)
+            stored.add(video_id)
+            yield (
+                video_id,
+                {"features": vector, "video_id": video_id, "label": rows[video_id].label},
+            )
+        counts = {
+            "stored": len(stored),
+            "expected": len(rows),
+            "missing": len(rows) - len(stored) - len(broken),
+            "broken": [{"video": k, "reason": v} for k, v in sorted(broken.items())],
+        }
+        (self.data_path / f"report-{split}.json").write_text(json.dumps(counts))
+
+
+def _flaw(vector: np.ndarray, width: int | None) -> str:
+    if not np.isfinite(vector).all():
+        return "holds values that are no finite numbers"
+    if width is not None and len(vector) != width:
+        return f"has {len(vector)} values, others {width}"
+    return ""
+
+
+def read(folder: pathlib.Path, rows: dict[str, own.Row]) -> Iterator[tuple[str, np.ndarray]]:
+    """`(video_id, float32 vector)` of the wanted videos; several rows a video (`T D`) are averaged.
+
+    Raises:
+      UserError: a file cannot be read, or its ids do not fit its features. Pickled arrays are refused.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"{folder}: no features; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    for path in files:
+        try:
+            yield from _READERS[path.suffix.lower()](path, rows)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); "
+                f"{Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+            ) from error
+
+
+def _pairs(path, ids, features_ND, rows) -> Iterator[tuple[str, np.ndarray]]:
+    if len(ids) != len(features_ND):
+        raise UserError(
+            f"{path}: {len(ids)} ids for {len(features_ND)} features; they must be as many"
+        )
+    for n, video_id in enumerate(ids):
+        video_id = video_id.decode() if isinstance(video_id, bytes) else str(video_id)
+        if video_id in rows:
+            yield video_id, _vector(features_ND[n])
+
+
+def _vector(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    return x.reshape(-1, x.shape[-1]).mean(0) if x.ndim > 1 else x.reshape(-1)
+
+
+def _npz(path: pathlib.Path, rows):
+    with np.load(path, allow_pickle=False) as arrays:
+        if {"features", "ids"} <= set(arrays):
+            yield from _pairs(path, arrays["ids"], arrays["features"], rows)
+            return
+        for video_id in set(arrays) & set(rows):
+            yield video_id, _vector(arrays[video_id])
+
+
+def _npy(path: pathlib.Path, rows):
+    listed = path.with_suffix(".ids.txt")
+    if listed.is_file():
+        ids = listed.read_text(encoding="utf-8").splitlines()
+        yield from _pairs(path, ids, np.load(path, mmap_mode="r", allow_pickle=False), rows)
+    elif path.stem in rows:
+        yield path.stem, _vector(np.load(path, allow_pickle=False))
+
+
+def _hdf5(path: pathlib.Path, rows):
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if {"features", "ids"} <= set(file):
+            yield from _pairs(path, file["ids"][:], file["features"], rows)
+            return
+        for video_id in sorted(set(file) & set(rows)):
+            yield video_id, _vector(file[video_id][()])
+
+
+_READERS = {".npz": _npz, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5}

@@ -1,0 +1,98 @@
+"""video_folder: your own videos, ACTION/video.* or a CSV; see README.md."""
+
+import pathlib
+import sys
+
+import tensorflow_datasets as tfds
+
+# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+_ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)
+
+from coco_jax.errors import UserError  # noqa: E402
+from tfds_builders import base, own  # noqa: E402
+
+
+class Builder(base.VideoBuilder):
+    """A folder a class, or videos.csv; nothing is downloaded."""
+
+    NEEDS = base.Needs(
+        fetch="nothing: these are your own videos",
+        size="as big as they are",
+        put="FOLDER/ACTION/video.mp4, and in FOLDER/unseen.txt the actions not to train on",
+    )
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Folders, CSV, class splits."}  # noqa: RUF012
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        base.Config(name="video", description="The videos' own bytes."),
+        base.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
+    ]
+    DEFAULT_BUILDER_CONFIG_NAME = "video"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Place a folder of videos for each action there, ACTION/video.mp4, or videos.csv with the "
+        "columns path,label; name unseen actions, one a line, in unseen.txt."
+    )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        rows = find(folder)
+        classes = sorted({row.label for row in rows.values()})
+        self.declare(classes, own.class_splits(folder, classes, "video_folder"))
+        found = {}
+        for split in ("train", "test"):
+            named = {name: row for name, row in rows.items() if row.split == split}
+            if named:
+                found[split] = self.examples(split, [folder], _Describe(named), len(named))
+        return found
+
+    def _generate_examples(self):
+        raise NotImplementedError("examples are made in _split_generators")
+
+
+class _Describe:
+    """Members by their path under the folder, which is also their id."""
+
+    def __init__(self, rows: dict[str, own.Row]):
+        self.rows = rows
+
+    def __call__(self, member: str) -> base.Entry | None:
+        row = self.rows.get(member)
+        return row and base.Entry(member, member, row.label)
+
+
+def find(folder: pathlib.Path) -> dict[str, own.Row]:
+    """Every video by its path under `folder`, with its class and TFDS split.
+
+    Raises:
+      UserError: there are none.
+    """
+    listed = folder / "videos.csv"
+    if listed.is_file():
+        rows = {}
+        for row in own.read_videos(listed, "path"):
+            path = pathlib.PurePosixPath(row.key)
+            if path.is_absolute() or ".." in path.parts:
+                raise UserError(
+                    f"{listed}: {row.key!r} lies outside {folder}; give a path under it"
+                )
+            if path.suffix.lower() not in base.VIDEO_SUFFIXES:
+                raise UserError(
+                    f"{listed}: {row.key!r} is no video by its name; known are "
+                    f"{' '.join(sorted(base.VIDEO_SUFFIXES))}"
+                )
+            rows[path.as_posix()] = row
+    else:
+        rows = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.suffix.lower() not in base.VIDEO_SUFFIXES or len(name.parts) < 2:
+                continue
+            split = name.parts[0] if name.parts[0] in ("train", "test") else ""
+            if split and len(name.parts) < 3:
+                continue
+            label = name.parts[1 if split else 0].replace("_", " ").strip()
+            rows[name.as_posix()] = own.Row(name.as_posix(), label, split)
+    if not rows:
+        raise UserError(f"{folder}: no videos; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    return {name: row._replace(split=row.split or own.drawn(name)) for name, row in rows.items()}
