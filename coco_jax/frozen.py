@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from coco_jax.data import bank
+from coco_jax.data.descriptions import Bank
 from coco_jax.step import Params, Program
 from coco_jax.task import Task
 
@@ -51,7 +52,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
         which: store.features(some).reshape(-1, len(templates), width)
         for which, some in labels.items()
     }
-    banks = {
+    banks: dict[str, Bank | None] = {
         which: store.bank(task.corpus.texts, names) if uses_descriptions else None
         for which, names in task.names.items()
     }
@@ -64,11 +65,11 @@ def bank_key(task: Task, params: Params) -> str:
     parts = [json.dumps(tower, sort_keys=True).encode(), task.tokenizer.model]
     parts.append(str(task.tokenizer.length).encode())
     for path, leaf in jax.tree.leaves_with_path(params["text"]):
-        parts += [jax.tree_util.keystr(path).encode(), np.asarray(program_local(leaf)).tobytes()]
+        parts += [jax.tree_util.keystr(path).encode(), _whole(leaf).tobytes()]
     return bank.key(parts)
 
 
-def program_local(leaf: jax.Array) -> np.ndarray:
+def _whole(leaf: jax.Array) -> np.ndarray:
     """A parameter whole on this process, wherever its pieces are."""
     from jax.experimental import multihost_utils
 

@@ -52,7 +52,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
 
 def _values(runs: list[dict[str, Any]], figure: str) -> list[float]:
     """A figure of every run, or, of cross-dataset runs, of every test set of their first group."""
-    found = []
+    found: list[float] = []
     for run in runs:
         found += next(iter(run["cross"].values()))[figure] if "cross" in run else [run[figure]]
     return found

@@ -209,8 +209,8 @@ def make_task(config: ConfigDict) -> Task:
     )
     config.text.vocabulary = tokenizer.size
 
-    groups = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
-    groups = {which: dataset.called(names) for which, names in groups.items()}
+    members = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
+    groups = {which: dataset.called(names) for which, names in members.items()}
     labels = {k: label_ids(tokenizer, names, config.text.templates) for k, names in groups.items()}
     banks: dict[str, Bank | None] = dict.fromkeys(groups)
     if config.ablation in ("label+desc", "full"):

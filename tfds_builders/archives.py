@@ -6,6 +6,7 @@ would store ends in one line. In a folder links are followed: people keep videos
 
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
 import re
@@ -103,9 +104,7 @@ def _archive(
                 ):
                     yield Member(f"{stem}/{found.name}", found.read)
             elif _wanted(member, suffixes):
-                yield Member(
-                    member, lambda member=member, read=read, n=declared: take(member, read, n)
-                )
+                yield Member(member, functools.partial(take, member, read, declared))
 
 
 _Opened = Iterator[tuple[str, Callable[[], IO[bytes]], int]]  # name, opener, declared size
@@ -120,8 +119,8 @@ def _tar(stream: IO[bytes], where: str) -> _Opened:
             if not member.isreg():
                 kind = "a link" if member.issym() or member.islnk() else "no regular file"
                 _fail(where, f"{member.name!r} is {kind}", "pack the files themselves")
-            yield member.name, lambda m=member: _some(archive.extractfile(m)), member.size
-            archive.members = []  # or it would remember every header of a terabyte
+            yield member.name, functools.partial(_extract, archive, member), member.size
+            archive.members = []  # type: ignore[attr-defined]  # or it keeps every header
 
 
 def _zip(stream: IO[bytes], where: str) -> _Opened:
@@ -133,7 +132,7 @@ def _zip(stream: IO[bytes], where: str) -> _Opened:
                 _fail(where, f"{member.filename!r} is encrypted", "unpack it and name the folder")
             if (member.external_attr >> 16) & 0o170000 == 0o120000:
                 _fail(where, f"{member.filename!r} is a link", "pack the files themselves")
-            yield member.orig_filename, lambda m=member: archive.open(m), member.file_size
+            yield member.orig_filename, functools.partial(archive.open, member), member.file_size
 
 
 def _rar(stream: IO[bytes], where: str) -> _Opened:
@@ -145,10 +144,11 @@ def _rar(stream: IO[bytes], where: str) -> _Opened:
                 continue
             if member.is_symlink() or not member.is_file():
                 _fail(where, f"{member.filename!r} is a link", "pack the files themselves")
-            yield member.filename, lambda m=member: archive.open(m), member.file_size
+            yield member.filename, functools.partial(archive.open, member), member.file_size
 
 
-def _some(opened: IO[bytes] | None) -> IO[bytes]:
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    opened = archive.extractfile(member)
     if opened is None:
         raise tarfile.ReadError("a member without bytes")
     return opened

@@ -23,8 +23,9 @@ from coco_jax.errors import UserError
 from tfds_builders import archives
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ogv .ogg .flv .wmv .asf .3gp .ts".split()
-)
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".ogg", ".flv", ".wmv",
+     ".asf", ".3gp", ".ts")
+)  # fmt: skip
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".rar")
 JPEG_QUALITY = 92
 
@@ -114,7 +115,10 @@ def configs(**protocols: str) -> list[Config]:
     ]
 
 
-class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class VideoBuilder(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]
+):
     """A dataset of the contract in coco_jax/data/dataset.py, stored as the configuration says."""
 
     # Set before building, by `tfds_builders.build`'s flags of these names.
@@ -182,7 +186,8 @@ class VideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self._in_order(parts, read, report, limit)
 
     def _in_order(self, parts, read, report, limit: float | None) -> Iterator[tuple[str, dict]]:
-        stored, repeated, broken = set(), 0, []
+        stored: set[str] = set()
+        repeated, broken = 0, []
         for part in parts:
             for key, example, reason in read(part):
                 if example is None:
@@ -348,7 +353,8 @@ def annotations(
 def halves(dataset: str, classes: Sequence[str], trials: int) -> dict[str, Any]:
     """Random class splits `{"1": {"seen": [...], "unseen": [...]}, ...}`, the same ones for ever.
 
-    Half of the classes are seen, of an odd number one more. They are ranked by SHA-256 of `dataset/trial/class`, so no random generator's version matters.
+    Half of the classes are seen, of an odd number one more. They are ranked by SHA-256 of
+    `dataset/trial/class`, so no random generator's version matters.
     """
 
     def rank(trial: int, name: str) -> str:
@@ -356,7 +362,7 @@ def halves(dataset: str, classes: Sequence[str], trials: int) -> dict[str, Any]:
 
     found, seen = {}, (len(classes) + 1) // 2
     for trial in range(1, trials + 1):
-        chosen = set(sorted(classes, key=lambda name: rank(trial, name))[:seen])  # noqa: B023
+        chosen = set(sorted(classes, key=lambda name: rank(trial, name))[:seen])
         found[str(trial)] = {
             "seen": [name for name in classes if name in chosen],
             "unseen": [name for name in classes if name not in chosen],

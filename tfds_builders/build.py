@@ -26,6 +26,9 @@ _MAX_BROKEN = flags.DEFINE_float(
 )
 _JPEG_SIDE = flags.DEFINE_integer("jpeg_side", 288, "Short side of JPEG frames, in pixels.")
 _JPEG_FPS = flags.DEFINE_float("jpeg_fps", 8.0, "JPEG frames a second.")
+_CLEANING = flags.DEFINE_string(
+    "cleaning", "all", "Steps that descriptions go through (tfds_builders/actionhub/README.md)."
+)
 _BEAM = flags.DEFINE_string(
     "beam_pipeline_options",
     None,
@@ -42,7 +45,9 @@ def names() -> list[str]:
 def needs(name: str) -> Any:
     """What the builder of `name` wants fetched (`base.Needs`); None if nothing, or no builder."""
     dataset = name.partition("/")[0]
-    return getattr(_module(dataset).Builder, "NEEDS", None) if dataset in names() else None
+    if dataset not in names() or name == "actionhub/motion":
+        return None
+    return getattr(_module(dataset).Builder, "NEEDS", None)
 
 
 def _module(dataset: str) -> Any:
@@ -61,7 +66,7 @@ def build(
       data_dir: where built datasets go.
       manual_dir: where files placed by hand lie.
       beam: Apache Beam's pipeline options, `a=b,c`; without, this process builds alone.
-      options: the builder's own: max_broken, jpeg_side, jpeg_fps.
+      options: the builder's own: max_broken, jpeg_side, jpeg_fps, cleaning.
 
     Raises:
       UserError: there is no such builder, or the builder met data it cannot use.
@@ -143,6 +148,7 @@ def main(argv: list[str]) -> None:
                 "max_broken": _MAX_BROKEN.value,
                 "jpeg_side": _JPEG_SIDE.value,
                 "jpeg_fps": _JPEG_FPS.value,
+                "cleaning": _CLEANING.value,
             }
             print(build(name, _DATA_DIR.value, _MANUAL_DIR.value, _BEAM.value, **options))
 

@@ -44,8 +44,8 @@ class Store:
           UserError: it is damaged.
         """
         try:
-            stored = np.load(folder / FEATURES, mmap_mode="r", allow_pickle=False)
-            digests_N = np.load(folder / DIGESTS, allow_pickle=False)
+            stored = np.lib.format.open_memmap(folder / FEATURES, "r")
+            digests_N = np.lib.format.open_memmap(folder / DIGESTS, "r")
             if stored.dtype != np.uint16 or stored.ndim != 2 or len(stored) != len(digests_N):
                 raise ValueError(f"{len(digests_N)} digests for features {stored.shape}")
         except (OSError, ValueError, EOFError) as error:

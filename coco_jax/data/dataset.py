@@ -18,7 +18,7 @@ import os
 import pathlib
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -43,6 +43,9 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """One record, `{"video": bytes, "video_id": str, "label": int}` (see the contract above)."""
@@ -174,7 +177,8 @@ def write_index(builder) -> dict[str, np.ndarray]:
 def _read_index(builder, sources) -> dict[str, np.ndarray] | None:
     """The stored index; None where there is none that fits the data."""
     try:
-        with np.load(pathlib.Path(builder.data_dir) / INDEX, allow_pickle=False) as arrays:
+        path = pathlib.Path(builder.data_dir) / INDEX
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             index = dict(arrays)
         fits = len(index["labels"]) == len(index["video_ids"]) == sum(map(len, sources))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

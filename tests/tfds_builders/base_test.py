@@ -20,7 +20,6 @@ from coco_jax.errors import UserError
 from coco_jax.task import make_task
 from tfds_builders import base, fakes
 from tfds_builders.build import build, names
-from tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder as ucf101
 from tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -48,7 +47,7 @@ def test_two_corrupt_videos_of_a_hundred(hundred, tmp_path, capsys):
     report = json.loads((folder / "report.json").read_text())
     broken = {one["video"]: one["reason"] for part in report.values() for one in part["broken"]}
     assert set(broken) == {"hop/03.mp4", "run/07.mp4"}
-    assert all(reason.startswith(name) and "fetch it again" in reason or "give a whole" in reason
+    assert all((reason.startswith(name) and "fetch it again" in reason) or "give a whole" in reason
                for name, reason in broken.items())  # fmt: skip
     assert sum(part["stored"] for part in report.values()) == 98
     said = capsys.readouterr().err
@@ -105,7 +104,8 @@ def folder_config(data: pathlib.Path, name: str) -> ConfigDict:
     from conftest import tiny_config
 
     return tiny_config(
-        str(data), data__name=name, ablation="label", text__corpus=None, data__batch=4, data__crop=1.0, data__color=0.0,
+        str(data), data__name=name, ablation="label", text__corpus=None, data__batch=4,
+        data__crop=1.0, data__color=0.0,
         text__vocabulary=100, data__flip=False,
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def test_jpeg_frames_train(both):
 
 def test_a_broken_jpeg_is_named():
     frames = videos.Frames((b"\xff\xd8 no jpeg", b""), 8.0)
-    with pytest.raises(videos.VideoError, match="a.mp4: a frame is no whole JPEG"):
+    with pytest.raises(videos.VideoError, match=r"a\.mp4: a frame is no whole JPEG"):
         videos.decode(frames, None, name="a.mp4")
     with pytest.raises(videos.VideoError, match="holds no frame"):
         videos.probe(videos.Frames((), 8.0))
@@ -207,8 +207,8 @@ def test_every_config_names_datasets_that_have_a_builder():
 
 def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
     """One real video among generated ones of the other 100 classes: built, trained on, tested."""
-    from conftest import tiny_config
     from coco_jax.main import run
+    from conftest import tiny_config
 
     label_map = clips.parent / "annotations" / "ucf101" / "label_map.txt"
     labels = label_map.read_text().split()
@@ -238,8 +238,8 @@ def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
 
 def test_a_cross_dataset_run_tests_each_official_split(tmp_path):
     """Trained on one dataset, tested on another that shares a class name with it."""
-    from conftest import tiny_config
     from coco_jax.main import run
+    from conftest import tiny_config
 
     data, placed = tmp_path / "data", tmp_path / "placed"
     fakes.write(

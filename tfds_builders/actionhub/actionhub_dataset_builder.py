@@ -1,8 +1,11 @@
 """actionhub: descriptions of actions, one row an example; see README.md."""
 
+import collections
+import json
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
@@ -14,10 +17,14 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders.actionhub import readers  # noqa: E402
+from tfds_builders.actionhub import built, captions, names, readers  # noqa: E402
+from tfds_builders.actionhub.cleaning import Report, chosen, clean  # noqa: E402
+from tfds_builders.base import Needs  # noqa: E402
 
 # TFDS shuffles up to 1 GiB of examples in memory before it turns to the disk; this much is enough.
 SHUFFLE_BYTES = 128 << 20
+BENCHMARKS = ("kinetics_zsar", "ucf101_zsar", "hmdb51_zsar")
+Rows = Iterable[tuple[int, readers.Row]]
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -32,12 +39,33 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(
             name="manual", description="Whatever corpus files lie in manual_dir."
         ),
+        *(
+            tfds.core.BuilderConfig(
+                name=name,
+                description=f"Those of the corpus files' rows that describe a class of {name}, under "
+                "its spelling of the class.",
+            )
+            for name in BENCHMARKS
+        ),
+        tfds.core.BuilderConfig(
+            name="captions",
+            description="Public captions of videos whose classes annotation files in manual_dir tell.",
+        ),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "motion"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Place *.json, *.jsonl, *.csv, *.tsv or ACTION.txt files (each may be gzipped) there; "
         "tfds_builders/actionhub/README.md shows their forms."
     )
+
+    NEEDS = Needs(
+        fetch="descriptions of the actions: ActionHub if you have it, or public captions (VATEX, "
+        "ActivityNet Captions), or your own; no public download of ActionHub is known",
+        size="up to 0.5 GB (3.6 million rows)",
+        put="FOLDER/*.jsonl, *.csv, *.json or ACTION.txt; tfds_builders/actionhub/README.md",
+    )
+    # Set before building: which steps of cleaning.py rows from files go through.
+    cleaning = "all"
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -50,24 +78,149 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         tally = readers.Tally()
-        rows: Iterable[tuple[int, readers.Row]]
-        if self.builder_config.name == "manual":
-            rows = readers.read(_manual_dir(dl_manager), tally)
-        else:
-            from tfds_builders.motion_zsar import language
-
-            corpus = enumerate(readers.Row(**row) for row in language.corpus())
-            rows = ((key, row) for key, row in corpus if tally.check(row))
+        self._lines: list[str] = []
         self.info.metadata.update(tally.metadata)
-        return {"train": self._generate_examples(rows)}
+        return {"train": self._generate_examples(self._rows(dl_manager, tally), tally)}
 
-    def _generate_examples(self, rows: Iterable[tuple[int, readers.Row]]):
+    def _download_and_prepare(self, *args: Any, **options: Any) -> None:
+        super()._download_and_prepare(*args, **options)
+        print(*self._lines, sep="\n", end="\n" * bool(self._lines), file=sys.stderr)
+
+    def _generate_examples(self, rows: Rows, tally: readers.Tally):
         before, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, SHUFFLE_BYTES
         try:
             for key, row in rows:
+                tally.store(row)
                 yield key, row._asdict()
         finally:
             shuffle.MAX_MEM_BUFFER_SIZE = before
+
+    def _rows(self, dl_manager: tfds.download.DownloadManager, tally: readers.Tally) -> Rows:
+        if self.builder_config.name == "motion":
+            from tfds_builders.motion_zsar import language
+
+            corpus = enumerate(readers.Row(**row) for row in language.corpus())
+            return ((key, row) for key, row in corpus if tally.check(row))
+        report = Report(chosen(self.cleaning))
+        if self.builder_config.name == "captions":
+            excluded = {v: f"tested by {name}" for v, name in built.tested(self.data_dir_root)}
+            videos = captions.Captions(_manual_dir(dl_manager), excluded)
+            return self._captioned(videos, tally, report)
+        renaming = None
+        if self.builder_config.name in BENCHMARKS:
+            renaming = _Renaming(
+                *built.classes(self.data_dir_root, self.builder_config.name), tally.actions
+            )
+        return self._from_files(_manual_dir(dl_manager), tally, report, renaming)
+
+    def _captioned(
+        self, videos: captions.Captions, tally: readers.Tally, report: Report
+    ) -> Iterator[tuple[int, readers.Row]]:
+        yield from self._cleaned(videos.rows(tally), tally, report)
+        self._write("captions.json", videos.report)
+        self._lines.append(f"{self.info.full_name}: {videos.line()}")
+
+    def _from_files(
+        self,
+        folder: pathlib.Path,
+        tally: readers.Tally,
+        report: Report,
+        renaming: "_Renaming | None",
+    ) -> Iterator[tuple[int, readers.Row]]:
+        rows: Rows = readers.read(folder, tally)
+        if renaming:
+            rows = renaming.rows(rows, folder)
+        yield from self._cleaned(rows, tally, report)
+        if renaming:
+            self._write("names.json", renaming.report())
+            self._lines.append(f"{self.info.full_name}: {renaming.line()}")
+
+    def _cleaned(
+        self, rows: Rows, tally: readers.Tally, report: Report
+    ) -> Iterator[tuple[int, readers.Row]]:
+        yield from clean(rows, report, self._spare())
+        if report.steps:
+            self._lines.append(report.table())
+        for step, count in report.steps.items():
+            if count["dropped"]:
+                tally.skipped[step] += count["dropped"]
+        self._write("cleaning.json", {"steps": report.steps})
+        if not tally.actions:
+            raise UserError(
+                f"{self.info.full_name}: cleaning dropped every row ({dict(tally.skipped)}); see to "
+                "the files in manual_dir, or turn steps off, as with --cleaning=none"
+            )
+
+    def _spare(self) -> pathlib.Path | None:
+        """Where large temporary files may lie: beside the data; None where that is no local disk."""
+        path = pathlib.Path(self.data_dir)
+        return path if path.is_dir() else None
+
+    def _write(self, name: str, report: Any) -> None:
+        # While it generates, data_path is the folder that TFDS moves into place in the end.
+        (self.data_path / name).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+class _Renaming:
+    """Gives rows the benchmark's name of their class, leaves other rows out, and counts both."""
+
+    def __init__(self, benchmark: str, classes: list[str], stored: collections.Counter[str]):
+        self._benchmark, self._stored = benchmark, stored
+        self._classes = names.Classes(classes)
+        self._hits: dict[str, list[str]] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def rows(self, rows: Rows, folder: pathlib.Path) -> Iterator[tuple[int, readers.Row]]:
+        """The rows of actions that name one class.
+
+        Raises:
+          UserError: there is none.
+        """
+        for key, row in rows:
+            if row.action not in self._hits:
+                self._hits[row.action] = self._classes.hits(row.action)
+            self._counts[row.action] += 1
+            if len(hits := self._hits[row.action]) == 1:
+                yield key, row._replace(action=hits[0])
+        if not any(len(hits) == 1 for hits in self._hits.values()):
+            some = ", ".join(ascii(name) for name in sorted(self._hits)[:5])
+            raise UserError(
+                f"{folder}: none of its {len(self._hits)} actions ({some}) names a class of "
+                f"{self._benchmark}; add descriptions of its classes, or take actionhub/manual"
+            )
+
+    def report(self) -> dict[str, Any]:
+        """What names.json holds; counts are of rows before they were cleaned."""
+        matched: dict[str, dict[str, int]] = {}
+        for action, count in sorted(self._counts.items()):
+            if len(hits := self._hits[action]) == 1:
+                matched.setdefault(hits[0], {})[action] = count
+        counts = self._counts.most_common()
+        return {
+            "benchmark": self._benchmark,
+            "matched": matched,
+            "unmatched_actions": {a: count for a, count in counts if not self._hits[a]},
+            "ambiguous": {
+                a: {"rows": count, "classes": self._hits[a]}
+                for a, count in counts
+                if len(self._hits[a]) > 1
+            },
+            "classes_without_description": [
+                name for name in self._classes.classes if not self._stored[name]
+            ],
+        }
+
+    def line(self) -> str:
+        """The report in one line."""
+        got = self.report()
+        matched = sum(map(len, got["matched"].values()))
+        rows = sum(sum(group.values()) for group in got["matched"].values())
+        return (
+            f"{matched:,} of {len(self._counts):,} actions name a class of {self._benchmark} "
+            f"({rows:,} of {self._counts.total():,} rows), {len(got['ambiguous']):,} name several; "
+            f"{len(got['classes_without_description']):,} of {len(self._classes.classes):,} classes "
+            "have no description (names.json)"
+        )
 
 
 def _manual_dir(dl_manager: tfds.download.DownloadManager) -> pathlib.Path:

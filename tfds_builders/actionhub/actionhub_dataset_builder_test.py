@@ -18,10 +18,10 @@ from tensorflow_datasets.core import shuffle
 
 from coco_jax.errors import UserError
 from tfds_builders.actionhub import actionhub_dataset_builder as module
-from tfds_builders.actionhub import readers
+from tfds_builders.actionhub import readers, walk
 from tfds_builders.actionhub.readers import Row
 
-FAKES_KEPT = 11
+FAKES_KEPT = 9
 
 
 class ManualTest(tfds.testing.DatasetBuilderTestCase):
@@ -30,8 +30,9 @@ class ManualTest(tfds.testing.DatasetBuilderTestCase):
     SPLITS = {"train": FAKES_KEPT}  # noqa: RUF012
 
 
-def build(tmp_path, config, manual_dir=None, **options):
+def build(tmp_path, config, manual_dir=None, cleaning="all", **options):
     builder = module.Builder(data_dir=tmp_path / "data", config=config, file_format="array_record")
+    builder.cleaning = cleaning
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
     )
@@ -58,10 +59,7 @@ def test_built_dataset_comes_back_with_its_counts(tmp_path):
     rows = stored(builder)
     assert len(rows) == FAKES_KEPT
     assert (
-        Row("zumba", 'She says "one, two" and\nthe room follows.', "table.csv", "fake_0005") in rows
-    )
-    assert (
-        Row("archery", "Eine Schützin zielt auf die Scheibe.", "a_list.json", "fake_0002") in rows
+        Row("zumba", 'She says "one, two" and the room follows.', "table.csv", "fake_0005") in rows
     )
     assert (
         Row("push up", "Lowering and raising a stiff body with the arms.", "push_up.txt", "")
@@ -71,17 +69,27 @@ def test_built_dataset_comes_back_with_its_counts(tmp_path):
     assert metadata["report"] == {
         "read": 13,
         "kept": FAKES_KEPT,
-        "skipped": {"no action": 1, "no description": 1},
+        "skipped": {"no action": 1, "no description": 1, "language": 1, "duplicates": 1},
     }
     assert metadata["actions"] == {
-        "archery": 2,
+        "archery": 1,
         "curling": 1,
         "juggling balls": 2,
-        "krumping": 2,
+        "krumping": 1,
         "luge": 1,
         "push up": 2,
         "zumba": 1,
     }
+
+
+def test_without_cleaning_rows_are_stored_as_they_are(tmp_path):
+    fakes = module.Builder.code_path.parent / "dummy_data"
+    rows = stored(build(tmp_path, "manual", fakes, cleaning="none"))
+    assert len(rows) == FAKES_KEPT + 2
+    assert (
+        Row("archery", "Eine Schützin zielt auf die Scheibe.", "a_list.json", "fake_0002") in rows
+    )
+    assert rows[-1].description == 'She says "one, two" and\nthe room follows.'
 
 
 def test_spilled_shuffle_loses_nothing_and_restores_the_limit(tmp_path, monkeypatch):
@@ -89,7 +97,7 @@ def test_spilled_shuffle_loses_nothing_and_restores_the_limit(tmp_path, monkeypa
     before = shuffle.MAX_MEM_BUFFER_SIZE
     (tmp_path / "manual").mkdir()
     write(tmp_path / "manual" / "wave.txt", "".join(f"wave {i}\n" for i in range(300)))
-    rows = stored(build(tmp_path, "manual", tmp_path / "manual"))
+    rows = stored(build(tmp_path, "manual", tmp_path / "manual", cleaning="none"))
     assert rows == sorted(Row("wave", f"wave {i}", "wave.txt", "") for i in range(300))
     assert before == shuffle.MAX_MEM_BUFFER_SIZE
 
@@ -180,7 +188,7 @@ def test_any_text_comes_through(tmp_path_factory, name, rows):
 def test_json_is_the_same_in_chunks_of_any_size(tmp_path_factory, rows, chunk):
     path = write(tmp_path_factory.mktemp("chunks") / "rows.json", WRITERS["rows.json"](rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_CHUNK", chunk)
+        patch.setattr(walk, "_CHUNK", chunk)
         assert rows_of(path) == rows
 
 
@@ -245,9 +253,9 @@ def test_a_broken_gzip_is_one_line(tmp_path, name):
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, row):
     data = row * 100_000
     path = write(tmp_path / name, f"[{data[:-2]}]" if "json." in name else data)
-    assert len(data) / path.stat().st_size > readers.MAX_RATIO
+    assert len(data) / path.stat().st_size > walk.MAX_RATIO
     assert len(rows_of(path)) == 100_000  # the ratio alone is no reason: captions repeat
-    monkeypatch.setattr(readers, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(walk, "MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="a gzip that has grown"):
         rows_of(path)
 

@@ -49,6 +49,7 @@ def test_official_tests_are_kept_for_each_split(tmp_path):
     build("hmdb51_zsar/cross", str(tmp_path / "data"), str(tmp_path / "placed"))
     dataset = datasets.load("hmdb51_zsar/cross", str(tmp_path / "data"))
     assert dataset.classes == ("brush hair", "catch", "sword exercise", "wave")
+    assert dataset.records.official is not None
     official = dict(zip(dataset.records.video_ids, dataset.records.official.tolist(), strict=True))
     # Video 2 is tested in split 1, video 1 in split 2, video 0 in split 3.
     for video_id, tested in official.items():

@@ -49,8 +49,8 @@ class Builder(base.VideoBuilder):
     """620 classes: train, Kinetics-400's training videos; test, Kinetics-600's val and test ones."""
 
     NEEDS = base.Needs(
-        fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards) and their annotation CSVs: "
-        "https://github.com/cvdfoundation/kinetics-dataset",
+        fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
+        "CSVs: https://github.com/cvdfoundation/kinetics-dataset",
         # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400 by the same size a video.
         size="about 370 GB (240,000 videos) + 43 GB + 88 GB; the built dataset is as big again",
         put="FOLDER/k400/train, FOLDER/k600/val, FOLDER/k600/test; CSVs as FOLDER/k400/train.csv, "

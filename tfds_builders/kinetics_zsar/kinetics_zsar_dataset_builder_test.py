@@ -174,22 +174,15 @@ def test_class_folders_do_without_csvs(placed):
     ]  # fmt: skip
 
 
-def test_a_renamed_class_is_never_unseen(tmp_path):
+def test_a_renamed_class_is_never_unseen(tmp_path, monkeypatch):
     fake_annotations(tmp_path)
+    monkeypatch.setattr(kinetics, "SEEN", 3)
     names = json.loads((tmp_path / "classes620_label_defn.json").read_text())
     names[3]["word"] = "tying necktie"
     (tmp_path / "classes620_label_defn.json").write_text(json.dumps(names))
+    paths = {which: tmp_path / url.rpartition("/")[2] for which, url in kinetics.LISTS.items()}
     with pytest.raises(UserError, match="tying necktie are renamed classes"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kinetics, "SEEN", 3)
-            kinetics.read_splits(
-                *(
-                    tmp_path / name
-                    for name in (
-                        "classes620_label_defn.json", "tst_class_idxs.json", "val_class_idxs.json",
-                    )
-                )
-            )  # fmt: skip
+        kinetics.read_splits(**paths)
 
 
 def test_nothing_there_says_what_to_fetch(placed):

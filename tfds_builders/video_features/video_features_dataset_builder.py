@@ -134,7 +134,7 @@ def _vector(x: np.ndarray) -> np.ndarray:
 
 
 def _npz(path: pathlib.Path, rows):
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         if {"features", "ids"} <= set(arrays):
             yield from _pairs(path, arrays["ids"], arrays["features"], rows)
             return
@@ -146,9 +146,9 @@ def _npy(path: pathlib.Path, rows):
     listed = path.with_suffix(".ids.txt")
     if listed.is_file():
         ids = listed.read_text(encoding="utf-8").splitlines()
-        yield from _pairs(path, ids, np.load(path, mmap_mode="r", allow_pickle=False), rows)
+        yield from _pairs(path, ids, np.lib.format.open_memmap(path, "r"), rows)
     elif path.stem in rows:
-        yield path.stem, _vector(np.load(path, allow_pickle=False))
+        yield path.stem, _vector(np.lib.format.open_memmap(path, "r"))
 
 
 def _hdf5(path: pathlib.Path, rows):

@@ -71,23 +71,23 @@ def find(folder: pathlib.Path) -> dict[str, own.Row]:
     if listed.is_file():
         rows = {}
         for row in own.read_videos(listed, "path"):
-            path = pathlib.PurePosixPath(row.key)
-            if path.is_absolute() or ".." in path.parts:
+            key = pathlib.PurePosixPath(row.key)
+            if key.is_absolute() or ".." in key.parts:
                 raise UserError(
                     f"{listed}: {row.key!r} lies outside {folder}; give a path under it"
                 )
-            if path.suffix.lower() not in base.VIDEO_SUFFIXES:
+            if key.suffix.lower() not in base.VIDEO_SUFFIXES:
                 raise UserError(
                     f"{listed}: {row.key!r} is no video by its name; known are "
                     f"{' '.join(sorted(base.VIDEO_SUFFIXES))}"
                 )
-            rows[path.as_posix()] = row
+            rows[key.as_posix()] = row
     else:
         rows = {}
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
             if path.suffix.lower() not in base.VIDEO_SUFFIXES or len(name.parts) < 2:
-                continue
+                continue  # not a video, or in no action's folder
             split = name.parts[0] if name.parts[0] in ("train", "test") else ""
             if split and len(name.parts) < 3:
                 continue

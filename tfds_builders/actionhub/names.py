@@ -1,0 +1,144 @@
+"""Matches the names of actions to a benchmark's classes, however each spells them.
+
+Kinetics writes "push up", UCF101 "PushUps", HMDB51 "pushup"; `normal` gives all three one key.
+Where more than spelling differs, an explicit table says so. Pure Python: no TensorFlow.
+"""
+
+import collections
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import snowballstemmer
+
+# The 12 classes of Kinetics-400 that Kinetics-600 keeps under another name: those of the 600 names
+# in none of the 620 (400 + 220 new) of classes620_label_defn.json, which spells them the old way
+# (github.com/DeLightCMU/ElaborativeRehearsal at e3130fd), beside the name in the label map of 400
+# (github.com/open-mmlab/mmaction2 at 4d6c9347, tools/data). Kinetics-700 has a class
+# "baby waking up" beside "waking up", so these never go into `normal`.
+RENAMED = {
+    "baby waking up": "waking up",
+    "balloon blowing": "inflating balloons",
+    "changing wheel": "changing wheel (not on bike)",
+    "cooking sausages": "cooking sausages (not on barbeque)",
+    "dying hair": "dyeing hair",
+    "garbage collecting": "person collecting garbage",
+    "hugging": "hugging (not baby)",
+    "making bed": "making the bed",
+    "opening bottle": "opening bottle (not wine)",
+    "passing American football (not in game)": "passing american football (not in game)",
+    "throwing ball": "throwing ball (not baseball or American football)",
+    "tying tie": "tying necktie",
+}
+
+_CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_QUALIFIER = re.compile(r"\s*\([^()]*\)\s*$")
+_ARTICLES = {"a", "an", "the"}
+_APOSTROPHES = re.compile("['’ʼ`]")
+
+
+class Match(NamedTuple):
+    """What became of each action and each class; everything in the order it was given."""
+
+    found: dict[str, str]  # action -> class
+    unmatched_actions: list[str]
+    unmatched_classes: list[str]
+    ambiguous: dict[str, list[str]]  # action -> the classes it might mean; in `found` under none
+
+
+def normal(name: str) -> str:
+    """The key of a name: that of every other way to spell it.
+
+    Case, underscores, hyphens, spaces, CamelCase, punctuation, articles, plurals and the endings
+    of verbs make no difference ("HandStandPushups" is "hand-stand push-up", "ride_bike" is "riding
+    a bike"); words, their order and what stands in brackets do.
+    """
+    text = _APOSTROPHES.sub("", unicodedata.normalize("NFKC", name))
+    words = _WORD.findall(_CAMEL.sub(" ", text).casefold())
+    kept = [word for word in words if word not in _ARTICLES] or words
+    # Joined, since "pull ups" and "pullup", "hand stand" and "handstand" differ by no more.
+    return "".join(map(_stem, kept))
+
+
+class Classes:
+    """A benchmark's classes, to be asked which of them an action names."""
+
+    def __init__(self, classes: Iterable[str]):
+        self.classes = list(dict.fromkeys(classes))
+        self._same = set(self.classes)
+        self._letters, self._exact, self._bare = (collections.defaultdict(list) for _ in range(3))
+        for name in self.classes:
+            self._letters[_letters(name)].append(name)
+            self._exact[normal(name)].append(name)
+            if _bare(name) != name:
+                self._bare[normal(_bare(name))].append(name)
+
+    def hits(self, action: str) -> list[str]:
+        """The classes that an action may name, by the closest of these rules that finds any.
+
+        1. The same spelling. 2. The same letters and digits. 3. The same key. 4. The other name of
+        a class that was renamed. 5. The same key once the brackets at the end of one of the two are
+        left out: "curling" is "curling (sport)", but "pass (in game)" never "pass (not in game)".
+        """
+        key, without = normal(action), _bare(action)
+        if not key:
+            return []
+        if action in self._same:
+            return [action]
+        others = [hit for other in _renamed().get(key, ()) for hit in self._exact.get(other, ())]
+        bare = self._bare.get(key) if without == action else self._exact.get(normal(without))
+        # By letters first: "PUSHUPS" shows no words to take endings from.
+        return self._letters.get(_letters(action)) or self._exact.get(key) or others or bare or []
+
+
+def match(actions: Iterable[str], classes: Iterable[str]) -> Match:
+    """The class that each action names; one that may name several is ambiguous and gets none."""
+    known = Classes(classes)
+    found: dict[str, str] = {}
+    unmatched: list[str] = []
+    ambiguous: dict[str, list[str]] = {}
+    for action in dict.fromkeys(actions):
+        hits = known.hits(action)
+        if not hits:
+            unmatched.append(action)
+        elif len(hits) == 1:
+            found[action] = hits[0]
+        else:
+            ambiguous[action] = hits
+    taken = set(found.values())
+    return Match(found, unmatched, [name for name in known.classes if name not in taken], ambiguous)
+
+
+def _letters(name: str) -> str:
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(filter(str.isalnum, text))
+
+
+def _bare(name: str) -> str:
+    """A name without the brackets at its end; the name itself where nothing else would be left."""
+    return _QUALIFIER.sub("", name) or name
+
+
+@functools.cache
+def _renamed() -> dict[str, list[str]]:
+    """Keys of a renamed class's other names, by key; there and back."""
+    other = collections.defaultdict(list)
+    for old, new in RENAMED.items():
+        if normal(old) != normal(new):
+            other[normal(old)].append(normal(new))
+            other[normal(new)].append(normal(old))
+    return other
+
+
+@functools.cache
+def _stemmer() -> snowballstemmer.stemmer:
+    return snowballstemmer.stemmer("english")
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _stem(word: str) -> str:
+    # Digits and words beyond ASCII have no English endings.
+    return _stemmer().stemWord(word) if word.isascii() and word.isalpha() else word
