@@ -7,14 +7,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS
+from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS, TRAINS
 from coco_jax.data import dataset as datasets
 from coco_jax.data.descriptions import Bank, Corpus, load_corpus
 from coco_jax.data.splits import Plan, check_texts, make_plan
 from coco_jax.data.text import Tokenizer, cached_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.models.temporal import KINDS
 from coco_jax.models.text import POOLS as TEXT_POOLS
-from coco_jax.models.transformer import ACTIVATIONS
+from coco_jax.models.text import POSITIONS
+from coco_jax.models.transformer import ACTIVATIONS, NORMS
 from coco_jax.models.video import POOLS as VIDEO_POOLS
 
 POSITIVE = (
@@ -22,7 +24,8 @@ POSITIVE = (
     "video.tubelet", "video.width", "video.heads", "tower_text.width", "tower_text.heads", "text.length",
     "text.descriptions", "text.eval_descriptions", "model.dim", "model.tau", "model.tau_min",
     "model.tau_d", "cycle.heads", "cycle.tau_r", "optimizer.steps", "optimizer.accumulate",
-    "optimizer.rate", "log_every", "checkpoint_every", "keep",
+    "optimizer.rate", "lora.rank", "video.epsilon", "tower_text.epsilon", "log_every",
+    "checkpoint_every", "keep",
 )  # fmt: skip
 
 
@@ -105,6 +108,11 @@ def validate(config: ConfigDict) -> None:
         ("video.kind", config.video.kind, ("video", "features")),
         ("data.sampling", config.data.sampling, ("random", "dense")),
         ("video.pool", config.video.pool, VIDEO_POOLS),
+        ("video.temporal", config.video.temporal, KINDS),
+        ("video.trains", config.video.trains, TRAINS),
+        ("tower_text.trains", config.tower_text.trains, TRAINS),
+        ("tower_text.norm", config.tower_text.norm, NORMS),
+        ("tower_text.position", config.tower_text.position, POSITIONS),
         ("video.activation", config.video.activation, tuple(ACTIVATIONS)),
         ("tower_text.pool", config.tower_text.pool, TEXT_POOLS),
         ("tower_text.activation", config.tower_text.activation, tuple(ACTIVATIONS)),
@@ -118,6 +126,18 @@ def validate(config: ConfigDict) -> None:
         value = (config[section] if section else config)[name]
         if not value > 0:
             raise UserError(f"config.{field}: {value} must be more than 0")
+    if not 0 <= config.eval.interpolate <= 1:
+        raise UserError(f"config.eval.interpolate: {config.eval.interpolate} is not from 0 to 1")
+    if config.eval.interpolate and not (config.video.weights or config.text.weights):
+        raise UserError(
+            "config.eval.interpolate: there are no published weights to go back to; set "
+            "config.video.weights or config.text.weights"
+        )
+    if config.video.temporal == "tokens" and config.video.pool == "cls":
+        raise UserError(
+            "config.video.pool: 'cls' is of one frame, and video.temporal='tokens' pools all; take "
+            "'map', 'wide_map' or 'mean'"
+        )
     if config.data.crop > 1:
         raise UserError(f"config.data.crop: {config.data.crop} is a share of the frame; at most 1")
     if config.data.views > 1 and config.data.sampling != "dense":

@@ -1,0 +1,67 @@
+"""Published checkpoints into our towers: one file a family, a table of names in each."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from coco_jax.errors import UserError
+from coco_jax.sharding import path_of
+from coco_jax.weights import clip, files
+from coco_jax.weights.table import Family, family_of, fill
+
+FAMILIES: tuple[Family, ...] = (clip.HUGGING_FACE, clip.OPEN_CLIP)
+
+
+def wanted(config: ConfigDict) -> dict[str, str]:
+    """The checkpoints that the config names, by tower."""
+    named = {"video": config.video.weights, "text": config.text.weights}
+    if named["video"] and config.video.kind == "features":
+        raise UserError(
+            "config.video.weights: config.video.kind='features' has no tower to load; leave it empty"
+        )
+    return {part: where for part, where in named.items() if where}
+
+
+def published(config: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The parameters that the config's checkpoints give, by path; {} if it names none.
+
+    Raises:
+      UserError: a checkpoint is missing, damaged, a pickle, or does not fit the config's towers.
+    """
+    towers = wanted(config)
+    read = functools.cache(files.read)
+    paths = {
+        part: files.locate(where, f"{part}.weights", files.NAMES) for part, where in towers.items()
+    }
+    filled: dict[str, np.ndarray] = {}
+    for part, path in paths.items():
+        tensors, where = read(path), f"config.{part}.weights={towers[part]}"
+        family = family_of(tensors, FAMILIES, where)
+        with_both = len(set(paths.values())) == 1 and len(paths) == 2
+        filled |= fill(family, part, tensors, shapes, where, with_both)
+    return filled
+
+
+def load(config: ConfigDict, params: Any) -> Any:
+    """`params` with what the config's checkpoints give in place, laid out as before.
+
+    Raises:
+      UserError: as `published`.
+    """
+    if not wanted(config):
+        return params
+    shapes = {path_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+    filled = published(config, shapes)
+
+    def one(path, leaf: jax.Array) -> jax.Array:
+        value = filled.get(path_of(path))
+        if value is None:
+            return leaf
+        value = np.asarray(value, leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+    return jax.tree.map_with_path(one, params)
