@@ -51,7 +51,7 @@ def default() -> ConfigDict:
     c.text.eval_descriptions = 64  # at evaluation, always the same ones
     c.text.weights = ""  # a published checkpoint of the text tower: a path, or hf:org/name
     c.text.tokenizer = ""  # its tokenizer: a path, or hf:org/name; "": learn one from the texts
-    c.text.style = "own"  # own | clip | open_clip | bert | siglip | siglip2 | videoprism
+    c.text.style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
     c.text.length = 32  # tokens a text, cut or padded
     c.text.vocabulary = 512  # sentencepiece pieces
     c.text.shuffle = False  # control: give each class another's descriptions; ruins the result

@@ -11,7 +11,7 @@ from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS, TRAINS
 from coco_jax.data import dataset as datasets
 from coco_jax.data.descriptions import Bank, Corpus, load_corpus
 from coco_jax.data.splits import Plan, check_texts, make_plan
-from coco_jax.data.text import Tokenizer, cached_tokenizer
+from coco_jax.data.text import STYLES, Tokenizer, cached_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
 from coco_jax.models.temporal import KINDS
 from coco_jax.models.text import POOLS as TEXT_POOLS
@@ -111,6 +111,7 @@ def validate(config: ConfigDict) -> None:
         ("video.temporal", config.video.temporal, KINDS),
         ("video.trains", config.video.trains, TRAINS),
         ("tower_text.trains", config.tower_text.trains, TRAINS),
+        ("text.style", config.text.style, tuple(STYLES)),
         ("tower_text.norm", config.tower_text.norm, NORMS),
         ("tower_text.position", config.tower_text.position, POSITIONS),
         ("video.activation", config.video.activation, tuple(ACTIVATIONS)),
@@ -132,6 +133,15 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.eval.interpolate: there are no published weights to go back to; set "
             "config.video.weights or config.text.weights"
+        )
+    if config.text.weights and not config.text.tokenizer:
+        raise UserError(
+            "config.text.tokenizer: published weights know the ids of their own tokenizer alone; name it"
+        )
+    if config.text.style != "own" and not config.text.tokenizer:
+        raise UserError(
+            f"config.text.style: {config.text.style!r} is of a published tokenizer; name one as "
+            "config.text.tokenizer, or take 'own'"
         )
     if config.video.temporal == "tokens" and config.video.pool == "cls":
         raise UserError(
@@ -175,8 +185,24 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{field}: {value} does not divide into {divisor} {what}")
 
 
+def make_tokenizer(config: ConfigDict, known, corpus: Corpus) -> Tokenizer:
+    """The text tower's published tokenizer, or one that learns from the texts of `known` classes.
+
+    A learned one sets `config.text.vocabulary` to what it has.
+    """
+    text = config.text
+    if text.tokenizer:
+        return published_tokenizer(text.tokenizer, text.style, text.length, text.vocabulary)
+    texts = [t.format(name) for name in known for t in text.templates]
+    texts += [one for name in known for one in corpus.texts.get(name, ())]
+    folder = f"{config.data.dir}/tokenizers"
+    tokenizer = cached_tokenizer(texts, text.vocabulary, text.length, folder)
+    text.vocabulary = tokenizer.size
+    return tokenizer
+
+
 def make_task(config: ConfigDict) -> Task:
-    """Opens the data of a run; sets `config.text.vocabulary` to what the tokenizer has.
+    """Opens the data of a run; sets `config.text.vocabulary` to what a learned tokenizer has.
 
     Raises:
       UserError: data that is missing or does not fit the config.
@@ -218,12 +244,7 @@ def make_task(config: ConfigDict) -> Task:
 
     # Only texts that training may see teach the tokenizer: under an inductive pool not the unseen.
     known = (*plan.seen, *pool)
-    texts = [t.format(name) for name in known for t in config.text.templates]
-    texts += [text for name in known for text in corpus.texts.get(name, ())]
-    tokenizer = cached_tokenizer(
-        texts, config.text.vocabulary, config.text.length, f"{config.data.dir}/tokenizers"
-    )
-    config.text.vocabulary = tokenizer.size
+    tokenizer = make_tokenizer(config, known, corpus)
 
     groups = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
     labels = {k: label_ids(tokenizer, names, config.text.templates) for k, names in groups.items()}

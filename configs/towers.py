@@ -47,3 +47,24 @@ def open_clip_h14(config: ConfigDict) -> None:
     where = "hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     _clip(config, where, 14, (1280, 16, 32), (1024, 16, 24), 1024)
     config.video.activation = config.tower_text.activation = "gelu"
+
+
+def _bert(config: ConfigDict, where: str, width: int, heads: int, depth: int) -> None:
+    """A text tower alone; the shared embedding takes its width, so that it starts as it is."""
+    config.text.update(weights=where, tokenizer=where, style="bert", length=64, vocabulary=30_522)
+    config.tower_text.update(
+        width=width, heads=heads, depth=depth, mlp_ratio=4.0, pool="mean", activation="gelu",
+        norm="post", causal=False, mask_padding=True, position="learned", epsilon=1e-12, cap=0.0,
+        out_bias=False,
+    )  # fmt: skip
+    config.model.dim = width
+
+
+def minilm(config: ConfigDict) -> None:
+    """all-MiniLM-L6-v2: sentence embeddings, trained on a billion pairs of sentences."""
+    _bert(config, "hf:sentence-transformers/all-MiniLM-L6-v2", 384, 12, 6)
+
+
+def bert_base(config: ConfigDict) -> None:
+    """BERT base, lower-cased."""
+    _bert(config, "hf:google-bert/bert-base-uncased", 768, 12, 12)

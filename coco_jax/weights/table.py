@@ -53,8 +53,9 @@ class Family(NamedTuple):
 
 
 def expression(pattern: str) -> re.Pattern[str]:
-    """What a pattern with `{i}` matches."""
-    return re.compile(re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)"))
+    """What a pattern with `{i}`, a number, or `*`, anything, matches."""
+    escaped = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)")
+    return re.compile(escaped.replace(r"\*", ".*"))
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
