@@ -1,7 +1,7 @@
 """Published towers: each function sets the fields of a config that a checkpoint's shapes fix.
 
-They set no dataset and nothing about training, and never the number of frames. Sources of the
-sizes: each model's published config. `hf:` needs a network once; a path serves as well.
+They set no dataset and nothing about training; the number of frames for VideoPrism alone. The sizes
+are those of each model's published config. `hf:` needs a network once; a path serves as well.
 """
 
 from ml_collections import ConfigDict
@@ -47,6 +47,89 @@ def open_clip_h14(config: ConfigDict) -> None:
     where = "hf:laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     _clip(config, where, 14, (1280, 16, 32), (1024, 16, 24), 1024)
     config.video.activation = config.tower_text.activation = "gelu"
+
+
+def _siglip(
+    config: ConfigDict, where: str, style: str, vocabulary: int, patch: int, size: int, tower: tuple
+) -> None:
+    """SigLIP's two towers, which are alike; `tower` is (width, heads, depth, MLP's width)."""
+    width, heads, depth, hidden = tower
+    same = dict(
+        width=width, heads=heads, depth=depth, mlp_ratio=hidden / width, activation="gelu_tanh",
+        epsilon=1e-6, cap=0.0,
+    )  # fmt: skip
+    config.video.update(
+        weights=where, size=size, patch=patch, tubelet=1, pool="map", temporal="mean",
+        temporal_depth=2, patch_bias=True, pre_norm=False, mean=(0.5,) * 3, std=(0.5,) * 3, **same,
+    )  # fmt: skip
+    config.text.update(
+        weights=where, tokenizer=where, style=style, length=64, vocabulary=vocabulary
+    )
+    config.tower_text.update(
+        pool="last", norm="pre", causal=False, mask_padding=False, position="learned",
+        out_bias=True, **same,
+    )  # fmt: skip
+    config.model.update(dim=width, tau_min=0.005)  # they were trained to about 1 / 115
+
+
+BASE = (768, 12, 12, 3072)
+LARGE = (1024, 16, 24, 4096)
+SO400M = (1152, 16, 27, 4304)
+
+
+def siglip_b16(config: ConfigDict) -> None:
+    """SigLIP B/16."""
+    _siglip(config, "hf:google/siglip-base-patch16-224", "siglip", 32_000, 16, 224, BASE)
+
+
+def siglip_l16(config: ConfigDict) -> None:
+    """SigLIP L/16 at 256 pixels."""
+    _siglip(config, "hf:google/siglip-large-patch16-256", "siglip", 32_000, 16, 256, LARGE)
+
+
+def siglip2_b16(config: ConfigDict) -> None:
+    """SigLIP 2 B/16."""
+    _siglip(config, "hf:google/siglip2-base-patch16-224", "siglip2", 256_000, 16, 224, BASE)
+
+
+def siglip2_l16(config: ConfigDict) -> None:
+    """SigLIP 2 L/16 at 256 pixels."""
+    _siglip(config, "hf:google/siglip2-large-patch16-256", "siglip2", 256_000, 16, 256, LARGE)
+
+
+def siglip2_so400m(config: ConfigDict) -> None:
+    """SigLIP 2 So400m/14."""
+    _siglip(config, "hf:google/siglip2-so400m-patch14-224", "siglip2", 256_000, 14, 224, SO400M)
+
+
+def _videoprism(config: ConfigDict, where: str, frames: int, video: tuple, heads: int) -> None:
+    """VideoPrism's two towers; `video` is (width, depth)."""
+    width, depth = video
+    same = dict(width=width, heads=heads, mlp_ratio=4.0, epsilon=1e-6, cap=50.0)
+    config.video.update(
+        weights=where, frames=frames, size=288, patch=18, tubelet=1, depth=depth,
+        temporal="tokens", temporal_depth=4, auxiliary_depth=2, pool="wide_map", activation="gelu",
+        patch_bias=True, pre_norm=False, mean=(0.0,) * 3, std=(1.0,) * 3, **same,
+    )  # fmt: skip
+    config.text.update(
+        weights=where, tokenizer=f"{where}/sentencepiece.model", style="videoprism", length=64,
+        vocabulary=32_000,
+    )  # fmt: skip
+    config.tower_text.update(
+        depth=12, pool="cls", activation="relu", norm="pre", causal=True, mask_padding=True,
+        position="sinusoid", out_bias=False, **same,
+    )  # fmt: skip
+    config.model.dim = width
+
+
+def videoprism_base(config: ConfigDict) -> None:
+    """VideoPrism-LvT base: 16 frames of 288 pixels."""
+    _videoprism(config, "hf:google/videoprism-lvt-base-f16r288", 16, (768, 12), 12)
+
+
+def videoprism_large(config: ConfigDict) -> None:
+    """VideoPrism-LvT large: 8 frames of 288 pixels."""
+    _videoprism(config, "hf:google/videoprism-lvt-large-f8r288", 8, (1024, 24), 16)
 
 
 def _bert(config: ConfigDict, where: str, width: int, heads: int, depth: int) -> None:

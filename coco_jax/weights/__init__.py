@@ -10,10 +10,17 @@ from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
-from coco_jax.weights import bert, clip, files
+from coco_jax.weights import bert, clip, files, siglip, videoprism
 from coco_jax.weights.table import Family, family_of, fill
 
-FAMILIES: tuple[Family, ...] = (clip.HUGGING_FACE, clip.OPEN_CLIP, bert.HUGGING_FACE)
+FAMILIES: tuple[Family, ...] = (
+    clip.HUGGING_FACE,
+    clip.OPEN_CLIP,
+    siglip.HUGGING_FACE,
+    siglip.BIG_VISION,
+    videoprism.LVT,
+    bert.HUGGING_FACE,
+)
 
 
 def wanted(config: ConfigDict) -> dict[str, str]:

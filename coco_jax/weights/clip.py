@@ -12,8 +12,11 @@ from coco_jax.weights.changes import (
 )
 from coco_jax.weights.table import Family, Row
 
+# What `video.temporal` adds to a tower of single images.
+TEMPORAL = (r"video/temporal/.*", r"video/time_.*")
 
-def _hugging_face(theirs: str, ours: str) -> list[Row]:
+
+def hugging_face_layer(theirs: str, ours: str) -> list[Row]:
     """A layer of `transformers`."""
     theirs, ours = f"{theirs}.layers.{{i}}", f"{ours}/layers/{{i}}"
     return [
@@ -36,7 +39,7 @@ def _hugging_face(theirs: str, ours: str) -> list[Row]:
     ]
 
 
-def _open_clip(theirs: str, ours: str) -> list[Row]:
+def open_clip_layer(theirs: str, ours: str) -> list[Row]:
     """A layer of open_clip: queries, keys and values are one matrix."""
     theirs, ours = f"{theirs}.resblocks.{{i}}", f"{ours}/layers/{{i}}"
     return [
@@ -64,7 +67,7 @@ HUGGING_FACE = Family(
         Row("vision_model.embeddings.position_embedding.weight", "video/position", grid_after_cls),
         Row("vision_model.pre_layrnorm.weight", "video/pre_norm/scale"),
         Row("vision_model.pre_layrnorm.bias", "video/pre_norm/bias"),
-        *_hugging_face("vision_model.encoder", "video/spatial"),
+        *hugging_face_layer("vision_model.encoder", "video/spatial"),
         Row("vision_model.post_layernorm.weight", "video/norm/scale"),
         Row("vision_model.post_layernorm.bias", "video/norm/bias"),
         Row("visual_projection.weight", "video_out/kernel", turned),
@@ -72,7 +75,7 @@ HUGGING_FACE = Family(
     text=[
         Row("text_model.embeddings.token_embedding.weight", "text/embed/embedding"),
         Row("text_model.embeddings.position_embedding.weight", "text/position", rows),
-        *_hugging_face("text_model.encoder", "text/blocks"),
+        *hugging_face_layer("text_model.encoder", "text/blocks"),
         Row("text_model.final_layer_norm.weight", "text/norm/scale"),
         Row("text_model.final_layer_norm.bias", "text/norm/bias"),
         Row("text_projection.weight", "text_out/kernel", turned),
@@ -82,6 +85,7 @@ HUGGING_FACE = Family(
         ("vision_model.embeddings.position_ids", "0, 1, 2, ..., which older files store"),
         ("text_model.embeddings.position_ids", "the same"),
     ],
+    new=TEMPORAL,
 )
 
 OPEN_CLIP = Family(
@@ -93,7 +97,7 @@ OPEN_CLIP = Family(
         Row("visual.positional_embedding", "video/position", grid_after_cls),
         Row("visual.ln_pre.weight", "video/pre_norm/scale"),
         Row("visual.ln_pre.bias", "video/pre_norm/bias"),
-        *_open_clip("visual.transformer", "video/spatial"),
+        *open_clip_layer("visual.transformer", "video/spatial"),
         Row("visual.ln_post.weight", "video/norm/scale"),
         Row("visual.ln_post.bias", "video/norm/bias"),
         Row("visual.proj", "video_out/kernel"),
@@ -101,11 +105,12 @@ OPEN_CLIP = Family(
     text=[
         Row("token_embedding.weight", "text/embed/embedding"),
         Row("positional_embedding", "text/position", rows),
-        *_open_clip("transformer", "text/blocks"),
+        *open_clip_layer("transformer", "text/blocks"),
         Row("ln_final.weight", "text/norm/scale"),
         Row("ln_final.bias", "text/norm/bias"),
         Row("text_projection", "text_out/kernel"),
     ],
     both=[Row("logit_scale", "log_tau", log_tau)],
     dropped=[("attn_mask", "the causal mask, which the tower makes itself")],
+    new=TEMPORAL,
 )

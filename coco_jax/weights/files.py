@@ -9,7 +9,13 @@ import numpy as np
 
 from coco_jax.errors import UserError
 
-NAMES = ("model.safetensors", "open_clip_model.safetensors", "model.safetensors.index.json")
+NAMES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "model.safetensors.index.json",
+    "flax_lvt_base_f16r288_repeated.npz",
+    "flax_lvt_large_f8r288_repeated.npz",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 

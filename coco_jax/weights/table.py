@@ -15,8 +15,8 @@ from coco_jax.errors import UserError
 from coco_jax.weights import changes
 
 Shape = tuple[int, ...]
-# Parameters that no checkpoint has: what `trains` and `temporal` add to a published tower.
-NEW = (r".*/lora_(down|up)", r".*/mixer/.*", r"video/temporal/.*", r"video/time_.*")
+# Parameters that no checkpoint has: what `trains` and `temporal` add within a published tower.
+NEW = (r".*/lora_(down|up)", r".*/mixer/.*")
 
 
 class Row(NamedTuple):

@@ -10,7 +10,6 @@ import pytest
 from coco_jax.data.text import published_tokenizer
 from coco_jax.models.alignment import normalise
 from coco_jax.weights import bert
-from coco_jax.weights.table import fill
 from configs import towers as presets
 from conftest import ROOT
 from tests.weights import towers
@@ -61,10 +60,8 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     assert towers.distance(towers.texts_of(model, ids), want.detach()) < 1e-5
     direction = rng.normal(size=want.shape).astype(np.float32)
     (want * torch.from_numpy(direction)).sum().backward()
-    named = {n: p.grad.numpy() for n, p in reference.named_parameters() if p.grad is not None}
-    zeros = {n: np.zeros(p.shape, np.float32) for n, p in reference.named_parameters()}
     shapes = towers.shapes_of(config)[-1]
-    wanted = fill(bert.HUGGING_FACE, "text", zeros | named, shapes, "gradients", False)
+    wanted = towers.reference_gradients(reference, bert.HUGGING_FACE, "text", shapes)
     del wanted["text_out/kernel"]  # a constant, which the reference does not have
     towers.compare_gradients(towers.gradients(model, towers.texts_of, ids, direction), wanted)
 

@@ -9,6 +9,7 @@ from coco_jax import config as configs
 from coco_jax import weights
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
+from coco_jax.weights.table import fill
 
 
 def make_config(preset, path="", **changes):
@@ -72,6 +73,15 @@ def gradients(model, embed, inputs, direction) -> dict[str, np.ndarray]:
 
     grads = nnx.to_pure_dict(jax.jit(jax.grad(total))(params))
     return {path_of(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(grads)}
+
+
+def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray]:
+    """The gradients of a torch model, through the table that loads its weights."""
+    grads = {
+        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+        for name, p in reference.named_parameters()
+    }
+    return fill(family, part, grads, shapes, "gradients", False)
 
 
 def compare_gradients(got, want, limit=1e-4) -> None:
