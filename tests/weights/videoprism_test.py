@@ -209,10 +209,10 @@ def little(tmp_path_factory):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        # A parameter of theirs, a constant in the original.
-        from transformers.models.videoprism import modeling_videoprism
-
-        places = modeling_videoprism.create_sinusoidal_positions(10, 48)
+        # The original's wavelengths end at 10,000 exactly; transformers stores them with the
+        # weights and starts with slightly other ones.
+        angles = np.arange(10)[:, None] / 10_000 ** (np.arange(24) / 23)
+        places = torch.tensor(np.concatenate([np.sin(angles), np.cos(angles)], 1))
         reference.text_model.embeddings.position_embedding.copy_(places)
     tensors = from_transformers(reference, config)
     expected = published(config, lambda name, *shape: shape)
