@@ -72,3 +72,23 @@ def load(config: ConfigDict, params: Any) -> Any:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
     return jax.tree.map_with_path(one, params)
+
+
+def interpolate(config: ConfigDict, params: Any, start: Any) -> Any:
+    """`params` of the loaded towers, moved `config.eval.interpolate` of the way back to `start`.
+
+    Weight-space ensembling (WiSE-FT, arXiv 2109.01903). `start` is the state at step 0, whose towers
+    are the published ones: what was added to them starts at zero. Towers and projections that no
+    checkpoint gave, the temperature and the cycle stay as trained.
+    """
+    share = config.eval.interpolate
+    parts = {f"{part}{tail}" for part in wanted(config) for tail in ("", "_out")}
+    if config.tower_text.norm == "post" and config.tower_text.width != config.model.dim:
+        parts -= {"text_out"}  # BERT has none, and where it cannot be the identity it starts anyhow
+
+    def one(path, trained: jax.Array, first: jax.Array) -> jax.Array:
+        if path_of(path).split("/")[0] not in parts:
+            return trained
+        return (1 - share) * trained + share * first
+
+    return jax.tree.map_with_path(one, params, start)
