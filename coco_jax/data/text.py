@@ -105,6 +105,7 @@ class Style(NamedTuple):
     files: tuple[str, ...]  # in a folder or a repository, the first that is there
     marks: bool = False  # the tokenizer itself puts marks around a text
     clean: Callable[[str], str] = str
+    lower: bool = False  # in lower case
     begin: bool = False  # the model's begin mark first, if it has one
     end: int | None = None  # this id last
     pad: int | str = PAD  # an id or a token
@@ -117,7 +118,7 @@ STYLES = {
     "siglip": Style(
         ("spiece.model", "sentencepiece.model"), clean=_without_punctuation, end=1, pad=1
     ),
-    "siglip2": Style(("tokenizer.json", "tokenizer.model"), clean=str.lower, end=1),
+    "siglip2": Style(("tokenizer.json", "tokenizer.model"), lower=True, end=1),
     "videoprism": Style(("sentencepiece.model",), clean=_with_a_period, begin=True),
 }
 
@@ -151,6 +152,9 @@ class PublishedTokenizer(Tokenizer):
             raise ValueError(str(error)) from error
         self._json.no_padding()
         self._json.no_truncation()
+        if self.style.lower:  # within it: marks that are written out in a text stay as they are
+            steps = [tokenizers.normalizers.Lowercase(), self._json.normalizer]
+            self._json.normalizer = tokenizers.normalizers.Sequence([one for one in steps if one])
         if self.style.marks:
             self._json.enable_truncation(length)
         found = pad if isinstance(pad, int) else self._json.token_to_id(pad)
@@ -169,7 +173,7 @@ class PublishedTokenizer(Tokenizer):
         if hasattr(self, "_json"):
             encoded = self._json.encode_batch(texts, add_special_tokens=self.style.marks)
             return [one.ids for one in encoded]
-        return self._pieces.encode(texts)
+        return self._pieces.encode([one.lower() for one in texts] if self.style.lower else texts)
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:
         """Encodes texts as int32 ids; longer ones are cut, their marks kept."""

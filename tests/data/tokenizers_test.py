@@ -1,6 +1,7 @@
 """Published towers' tokenizers: the reference's ids, on a thousand varied strings."""
 
 import gzip
+import json
 import pathlib
 import random
 
@@ -9,24 +10,12 @@ import pytest
 
 from coco_jax.data.text import PublishedTokenizer, load_tokenizer, train_tokenizer
 from coco_jax.errors import UserError
+from tests.weights import references
 
-WORDS = [
-    "a",
-    "person",
-    "riding",
-    "bike",
-    "doing",
-    "push-ups",
-    "abseiling",
-    "the",
-    "fast",
-    "don't",
-    "we'll",
-    "I'm",
-    "3",
-    "42",
-    "basketball",
-]
+assert references  # it mends an import when it is imported
+
+SPOKEN = "a person riding bike doing push-ups abseiling the fast don't we'll I'm 3 42 basketball"
+WORDS = SPOKEN.split()
 ODD = [
     "", " ", "\t\n", "!", "!!", "?!...", "'", "🏃‍♀️", "🤸🏽 cartwheel", "émigré", "E\u0301migre\u0301",
     "走る人", "Ελληνικά", "русский", "العربية", "ﬁle", "½", "İstanbul", "ß", "a\u00a0b", "x" * 600,
@@ -57,10 +46,13 @@ def clip():
     from transformers import CLIPTokenizer
 
     path = pathlib.Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.open(path).read().decode().split("\n")[1 : 49_152 - 256 - 2 + 1]
+    text = gzip.decompress(path.read_bytes()).decode()
+    lines = text.split("\n")[1 : 49_152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
-    names = list(open_clip.tokenizer.SimpleTokenizer().encoder.items())
-    return CLIPTokenizer(vocab=dict(names), merges=merges)
+    ids = dict(open_clip.tokenizer.SimpleTokenizer().encoder)
+    for mark in ("start", "end"):  # open_clip has its own names for them
+        ids[f"<|{mark}oftext|>"] = ids.pop(f"<{mark}_of_text>")
+    return CLIPTokenizer(vocab=ids, merges=merges)
 
 
 def test_clip_is_transformers(clip, strings):
@@ -144,15 +136,13 @@ def test_siglip2_is_transformers(strings):
         vocab_size=400, special_tokens=special, show_progress=False
     )
     trained.train_from_iterator([" ".join(WORDS)] * 20, trainer)
-    import json
-
     learned = json.loads(trained.to_str())["model"]
     reference = Siglip2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]]
     )
     ours = PublishedTokenizer(reference.backend_tokenizer.to_str().encode(), 64, "siglip2")
     for got, text in zip(ours(strings), strings, strict=True):
-        ids = reference(text, add_special_tokens=False).input_ids[:63] + [1]
+        ids = [*reference(text, add_special_tokens=False).input_ids[:63], 1]
         np.testing.assert_array_equal(got, ids + [0] * (64 - len(ids)))
 
 

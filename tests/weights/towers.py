@@ -10,6 +10,9 @@ from coco_jax import weights
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
 from coco_jax.weights.table import fill
+from tests.weights import references
+
+assert references  # it mends an import when it is imported
 
 
 def make_config(preset, path="", **changes):

@@ -1,4 +1,4 @@
-"""The references' own needs."""
+"""What the references need; imported before them."""
 
 import importlib.util
 
