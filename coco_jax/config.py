@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
 POOLS = ("unseen", "auxiliary", "episodic")
 PROTOCOLS = ("test", "validation", "cross")
+TRAINS = ("all", "lora", "none")
 
 
 def default() -> ConfigDict:
@@ -55,14 +56,18 @@ def default() -> ConfigDict:
     c.text.templates = ("{}", "a video of {}", "a person doing {}")
     c.text.descriptions = 8  # M: descriptions a class, drawn afresh each step
     c.text.eval_descriptions = 64  # at evaluation, always the same ones
+    c.text.weights = ""  # a published checkpoint of the text tower: a path, or hf:org/name
+    c.text.tokenizer = ""  # its tokenizer: a path, or hf:org/name; "": learn one from the texts
+    c.text.style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
     c.text.length = 32  # tokens a text, cut or padded
     c.text.vocabulary = 512  # sentencepiece pieces
-    # Leave the text tower as it is loaded: every text goes through it once, into a bank on disk
-    # under data.dir, and each step draws M features a class from that. The projection still learns.
-    c.text.frozen = False
     c.text.shuffle = False  # control: give each class another's descriptions; ruins the result
 
     c.video = ConfigDict()
+    c.video.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
+    # all | lora | none: what of the tower learns. What comes after it, and what was added to a
+    # published tower to see time, always does.
+    c.video.trains = "all"
     c.video.kind = "video"  # video: the transformer; features: an MLP over stored features
     c.video.features = 2048  # their width
     c.video.frames = 8
@@ -73,23 +78,43 @@ def default() -> ConfigDict:
     c.video.heads = 12
     c.video.mlp_ratio = 4.0
     c.video.depth = 12  # blocks within a frame
-    c.video.temporal_depth = 2  # blocks across frames
-    c.video.pool = "cls"  # cls | map | mean
+    # blocks | mean | transformer | divided | shift | tokens: how frames see each other
+    # (models/temporal.py); on a published image tower all but `blocks` start as the mean.
+    c.video.temporal = "blocks"
+    c.video.temporal_depth = 2  # blocks across frames, where `temporal` has some
+    c.video.auxiliary_depth = 0  # blocks across all tokens after them; with `tokens` only
+    c.video.pool = "cls"  # cls | map | wide_map | mean
     c.video.activation = "gelu"
     c.video.dropout = 0.0
     c.video.patch_bias = True
     c.video.pre_norm = False  # a LayerNorm before the first block, as CLIP has
+    c.video.epsilon = 1e-6  # of every LayerNorm
+    c.video.cap = 0.0  # bound of the attention's logits; 0: none
     c.video.mean = (0.5, 0.5, 0.5)
     c.video.std = (0.5, 0.5, 0.5)
 
     c.tower_text = ConfigDict()
+    # all | lora | none. With none every text goes through the tower once, into a bank on disk under
+    # data.dir, and each step draws M features a class from that.
+    c.tower_text.trains = "all"
     c.tower_text.width = 512
     c.tower_text.heads = 8
     c.tower_text.mlp_ratio = 4.0
     c.tower_text.depth = 12
-    c.tower_text.pool = "mean"  # mean | map | last
+    c.tower_text.pool = "mean"  # mean | map | last | eos | cls
     c.tower_text.activation = "gelu"
     c.tower_text.dropout = 0.0
+    c.tower_text.norm = "pre"  # pre | post (BERT)
+    c.tower_text.causal = False  # a token sees what comes before it only
+    c.tower_text.mask_padding = True  # id 0 is padding, and nobody looks at it
+    c.tower_text.position = "learned"  # learned | sinusoid
+    c.tower_text.epsilon = 1e-6
+    c.tower_text.cap = 0.0
+    c.tower_text.out_bias = False  # a bias in the projection to the shared embedding
+
+    c.lora = ConfigDict()  # where `trains` is "lora": queries and values of the tower's blocks
+    c.lora.rank = 8
+    c.lora.alpha = 8.0  # the correction is scaled by alpha / rank
 
     c.model = ConfigDict()
     c.model.dim = 512  # D, the shared embedding
@@ -140,6 +165,11 @@ def default() -> ConfigDict:
         (r"text/embed/embedding", ("tensor", "fsdp")),
         (r".*/kernel", (None, "fsdp")),
     )
+
+    # The evaluated towers are (1 - interpolate) x trained + interpolate x as they were at step 0,
+    # where a checkpoint was loaded; it keeps zero-shot strength on other datasets.
+    c.eval = ConfigDict()
+    c.eval.interpolate = 0.0
 
     c.log_every = 10
     c.checkpoint_every = 1_000  # steps; the last step is always kept

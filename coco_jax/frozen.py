@@ -17,7 +17,9 @@ BATCH = 1024  # texts a call of the tower
 
 
 def with_features(task: Task, program: Program, params: Params) -> Task:
-    """The task with features in place of token ids, where `config.text.frozen`; else as it is.
+    """The task with features in place of token ids, where the text tower does not learn.
+
+    Else (`config.tower_text.trains` is not "none"), and of a task that has them already, as it is.
 
     All texts of the corpus go into the bank, whichever classes this run uses.
 
@@ -25,7 +27,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
       UserError: the bank is damaged, or there is no room for it.
     """
     config = task.config
-    if not config.text.frozen:
+    if config.tower_text.trains != "none":
         return task
     templates = config.text.templates
     labels = {
@@ -62,6 +64,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
 def bank_key(task: Task, params: Params) -> str:
     """The bank's name: tower (parameters and shape), tokenizer, and length of the texts."""
     tower = {**task.config.tower_text.to_dict(), "dtype": task.config.model.dtype}
+    tower["style"] = task.config.text.style
     parts = [json.dumps(tower, sort_keys=True).encode(), task.tokenizer.model]
     parts.append(str(task.tokenizer.length).encode())
     for path, leaf in jax.tree.leaves_with_path(params["text"]):

@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
     """
     import jax
 
-    from coco_jax import sharding
+    from coco_jax import sharding, weights
     from coco_jax.checkpoint import check_unchanged, read_json, restore_params
     from coco_jax.evaluate import evaluate
     from coco_jax.results import write_json
@@ -99,6 +99,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
         step, params = int(state.step), state.params
     if mode == "train":
         return {}
+    if config.eval.interpolate:
+        start = weights.load(config, program.init(jax.random.key(config.seed)).params)
+        params = weights.interpolate(config, params, start)
     figures = evaluate(program, params, task, step)
     figures = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | figures
     if first:

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, clipping, and a rate for each group of parameters."""
+"""AdamW with warm-up and cosine decay, clipping, a rate a group of parameters, and frozen parts."""
 
 import re
 from typing import Any
@@ -18,12 +18,37 @@ def schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
+def learns(config: ConfigDict, tree: Any) -> Any:
+    """For each parameter whether it learns, by `video.trains` and `tower_text.trains`.
+
+    Of a tower: "all" of it, "lora" its low-rank corrections, or "none". What was added to see time
+    (models/temporal.py) always learns, and so does all that comes after the towers.
+    """
+    trains = {"video": config.video.trains, "text": config.tower_text.trains}
+
+    def one(path, _) -> bool:
+        name = path_of(path)
+        how = trains.get(name.split("/")[0], "all")
+        if how == "all" or (how == "lora" and "/lora_" in name):
+            return True
+        added = config.video.temporal in ("transformer", "divided", "shift")
+        return added and bool(re.fullmatch(r"video/(temporal/.*|.*/mixer/.*)", name))
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def everything_learns(config: ConfigDict) -> bool:
+    """Whether no part is frozen."""
+    return config.video.trains == config.tower_text.trains == "all"
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`. Weights decay; biases, norms and scalars do not."""
+    """The optimizer of `config.optimizer`. Weights decay; biases, norms and scalars do not.
+
+    What does not learn has no moments.
+    """
     o = config.optimizer
     groups = [(re.compile(expression), factor) for expression, factor in o.groups]
-    if config.text.frozen:
-        groups.insert(0, (re.compile("text/.*"), 0.0))
 
     def factors(tree: Any) -> Any:
         def one(path, _) -> float:
@@ -35,7 +60,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     def decays(tree: Any) -> Any:
         return jax.tree.map_with_path(lambda path, _: path_of(path).endswith("/kernel"), tree)
 
-    return optax.chain(
+    def labels(tree: Any) -> Any:
+        return jax.tree.map(lambda one: "learns" if one else "frozen", learns(config, tree))
+
+    learning = optax.chain(
         optax.clip_by_global_norm(o.clip),
         optax.scale_by_adam(o.b1, o.b2),
         optax.add_decayed_weights(o.weight_decay, decays),
@@ -44,3 +72,6 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates))
         ),
     )
+    if everything_learns(config):
+        return learning
+    return optax.partition({"learns": learning, "frozen": optax.set_to_zero()}, labels)

@@ -67,7 +67,9 @@ class Recognizer:
         if config.video.kind == "features":
             raise UserError(f"{folder}: this model was trained on stored features, not on videos")
         config.mesh.update(data=1, fsdp=1, tensor=1)
-        tokenizer = load_tokenizer(folder / "tokenizer.model", config.text.length)
+        tokenizer = load_tokenizer(
+            folder / "tokenizer.model", config.text.length, config.text.style
+        )
         program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
         _, params = restore_params(folder / "checkpoints", program.abstract)
         return cls(config, tokenizer, program, params)

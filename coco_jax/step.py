@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from coco_jax import sharding
 from coco_jax.models.coco import Batch, CoCo
-from coco_jax.optimizer import make_optimizer, schedule
+from coco_jax.optimizer import everything_learns, learns, make_optimizer, schedule
 
 Params = dict[str, Any]
 
@@ -64,7 +64,16 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         params = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
         return State(jnp.int32(0), params, optimizer.init(params))
 
+    def held(params: Params) -> Params:
+        """Without gradients of what does not learn: the backward pass then leaves it out."""
+        if everything_learns(config):
+            return params
+        return jax.tree.map(
+            lambda x, free: x if free else jax.lax.stop_gradient(x), params, learns(config, params)
+        )
+
     def loss(params: Params, batch: Batch, key: jax.Array):
+        params = held(params)
         terms = model_of(params).losses(batch, key)
         return terms["loss"], terms
 

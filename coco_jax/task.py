@@ -7,14 +7,16 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS
+from coco_jax.config import ABLATIONS, POOLS, PROTOCOLS, TRAINS
 from coco_jax.data import dataset as datasets
 from coco_jax.data.descriptions import Bank, Corpus, check_described, load_corpus
 from coco_jax.data.splits import Plan, check_texts, make_plan
-from coco_jax.data.text import Tokenizer, cached_tokenizer
+from coco_jax.data.text import STYLES, Tokenizer, cached_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.models.temporal import KINDS
 from coco_jax.models.text import POOLS as TEXT_POOLS
-from coco_jax.models.transformer import ACTIVATIONS
+from coco_jax.models.text import POSITIONS
+from coco_jax.models.transformer import ACTIVATIONS, NORMS
 from coco_jax.models.video import POOLS as VIDEO_POOLS
 
 POSITIVE = (
@@ -22,7 +24,8 @@ POSITIVE = (
     "video.tubelet", "video.width", "video.heads", "tower_text.width", "tower_text.heads", "text.length",
     "text.descriptions", "text.eval_descriptions", "model.dim", "model.tau", "model.tau_min",
     "model.tau_d", "cycle.heads", "cycle.tau_r", "optimizer.steps", "optimizer.accumulate",
-    "optimizer.rate", "log_every", "checkpoint_every", "keep",
+    "optimizer.rate", "lora.rank", "video.epsilon", "tower_text.epsilon", "log_every",
+    "checkpoint_every", "keep",
 )  # fmt: skip
 
 
@@ -107,6 +110,12 @@ def validate(config: ConfigDict) -> None:
         ("data.overlap", config.data.overlap, ("keep", "drop")),
         ("data.sampling", config.data.sampling, ("random", "dense")),
         ("video.pool", config.video.pool, VIDEO_POOLS),
+        ("video.temporal", config.video.temporal, KINDS),
+        ("video.trains", config.video.trains, TRAINS),
+        ("tower_text.trains", config.tower_text.trains, TRAINS),
+        ("text.style", config.text.style, tuple(STYLES)),
+        ("tower_text.norm", config.tower_text.norm, NORMS),
+        ("tower_text.position", config.tower_text.position, POSITIONS),
         ("video.activation", config.video.activation, tuple(ACTIVATIONS)),
         ("tower_text.pool", config.tower_text.pool, TEXT_POOLS),
         ("tower_text.activation", config.tower_text.activation, tuple(ACTIVATIONS)),
@@ -120,6 +129,27 @@ def validate(config: ConfigDict) -> None:
         value = (config[section] if section else config)[name]
         if not value > 0:
             raise UserError(f"config.{field}: {value} must be more than 0")
+    if not 0 <= config.eval.interpolate <= 1:
+        raise UserError(f"config.eval.interpolate: {config.eval.interpolate} is not from 0 to 1")
+    if config.eval.interpolate and not (config.video.weights or config.text.weights):
+        raise UserError(
+            "config.eval.interpolate: there are no published weights to go back to; set "
+            "config.video.weights or config.text.weights"
+        )
+    if config.text.weights and not config.text.tokenizer:
+        raise UserError(
+            "config.text.tokenizer: published weights know the ids of their own tokenizer alone; name it"
+        )
+    if config.text.style != "own" and not config.text.tokenizer:
+        raise UserError(
+            f"config.text.style: {config.text.style!r} is of a published tokenizer; name one as "
+            "config.text.tokenizer, or take 'own'"
+        )
+    if config.video.temporal == "tokens" and config.video.pool == "cls":
+        raise UserError(
+            "config.video.pool: 'cls' is of one frame, and video.temporal='tokens' pools all; take "
+            "'map', 'wide_map' or 'mean'"
+        )
     if config.data.crop > 1:
         raise UserError(f"config.data.crop: {config.data.crop} is a share of the frame; at most 1")
     if config.data.views > 1 and config.data.sampling != "dense":
@@ -159,8 +189,24 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{field}: {value} does not divide into {divisor} {what}")
 
 
+def make_tokenizer(config: ConfigDict, known, corpus: Corpus) -> Tokenizer:
+    """The text tower's published tokenizer, or one that learns from the texts of `known` classes.
+
+    A learned one sets `config.text.vocabulary` to what it has.
+    """
+    text = config.text
+    if text.tokenizer:
+        return published_tokenizer(text.tokenizer, text.style, text.length, text.vocabulary)
+    texts = [t.format(name) for name in known for t in text.templates]
+    texts += [one for name in known for one in corpus.texts.get(name, ())]
+    folder = f"{config.data.dir}/tokenizers"
+    tokenizer = cached_tokenizer(texts, text.vocabulary, text.length, folder)
+    text.vocabulary = tokenizer.size
+    return tokenizer
+
+
 def make_task(config: ConfigDict) -> Task:
-    """Opens the data of a run; sets `config.text.vocabulary` to what the tokenizer has.
+    """Opens the data of a run; sets `config.text.vocabulary` to what a learned tokenizer has.
 
     Raises:
       UserError: data that is missing or does not fit the config.
@@ -202,19 +248,14 @@ def make_task(config: ConfigDict) -> Task:
 
     # Only texts that training may see teach the tokenizer: under an inductive pool not the unseen.
     known = dataset.called((*plan.seen, *pool))
-    texts = [t.format(name) for name in known for t in config.text.templates]
-    texts += [text for name in known for text in corpus.texts.get(name, ())]
-    tokenizer = cached_tokenizer(
-        texts, config.text.vocabulary, config.text.length, f"{config.data.dir}/tokenizers"
-    )
-    config.text.vocabulary = tokenizer.size
+    tokenizer = make_tokenizer(config, known, corpus)
 
     members = {"seen": plan.seen, "pool": pool, "unseen": plan.unseen}
     groups = {which: dataset.called(names) for which, names in members.items()}
     labels = {k: label_ids(tokenizer, names, config.text.templates) for k, names in groups.items()}
     banks: dict[str, Bank | None] = dict.fromkeys(groups)
     if config.ablation in ("label+desc", "full"):
-        if config.text.frozen:  # `frozen.py` opens them, once there is a tower
+        if config.tower_text.trains == "none":  # `frozen.py` opens them, once there is a tower
             for chosen in groups.values():
                 check_described(corpus.texts, chosen)
         else:

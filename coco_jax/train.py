@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
+from coco_jax import weights
 from coco_jax.checkpoint import Checkpoints
 from coco_jax.data.loader import TrainLoader
 from coco_jax.errors import UserError
@@ -56,7 +57,7 @@ def train(program: Program, task: Task, folder: pathlib.Path, name: str) -> Stat
     """Trains to `config.optimizer.steps` in `folder`, from its latest checkpoint if it has one.
 
     Raises:
-      UserError: the loss is not finite, or a checkpoint is damaged.
+      UserError: the loss is not finite, or a checkpoint is damaged or does not fit.
     """
     from clu import metric_writers  # imports TensorFlow, which nothing else here needs
 
@@ -64,7 +65,11 @@ def train(program: Program, task: Task, folder: pathlib.Path, name: str) -> Stat
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
     restored = checkpoints.restore(program.abstract)
     key = jax.random.key(config.seed)
-    state, start = restored or (program.init(key), 0)
+    if restored is None:
+        state, start = program.init(key), 0
+        state = state._replace(params=weights.load(config, state.params))
+    else:
+        state, start = restored
     if restored is None and first_process:
         overview = parameter_overview.get_parameter_overview(state.params)
         (folder / "parameters.txt").write_text(overview + "\n")

@@ -26,7 +26,7 @@ def frozen(tiny, data_dir, tmp_path):
             folder.mkdir()
             for built in pathlib.Path(data_dir).iterdir():
                 (folder / built.name).symlink_to(built)
-        return tiny(**{"data__dir": str(folder), "text__frozen": True, **changes})
+        return tiny(**{"data__dir": str(folder), "tower_text__trains": "none", **changes})
 
     return make
 
@@ -46,7 +46,7 @@ def test_features_give_what_their_texts_give(frozen):
     by_features = program.embed_labels(params, cached.label_ids["seen"])
     np.testing.assert_allclose(by_ids, by_features, atol=0.01)  # bfloat16 has 8 bits
     # The same descriptions, drawn as ids and as features.
-    plain = make_task(frozen(text__frozen=False))
+    plain = make_task(frozen(tower_text__trains="all"))
     ids, features = plain.step_texts(3), cached.step_texts(3)
     np.testing.assert_allclose(
         program.embed_texts(params, ids["description_ids"]),

@@ -1,17 +1,21 @@
-"""Texts to token ids: a sentencepiece model trained on the corpus, cached by what it was fed."""
+"""Texts to token ids: a sentencepiece model trained on the corpus, or a published tower's own."""
 
 import contextlib
 import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
 from coco_jax.errors import UserError
+from coco_jax.weights.files import locate
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
 
@@ -83,15 +87,135 @@ def cached_tokenizer(texts: Sequence[str], vocabulary: int, length: int, folder:
     return Tokenizer(model, length)
 
 
-def load_tokenizer(path: pathlib.Path, length: int) -> Tokenizer:
-    """Reads a tokenizer that a run stored.
+def _without_punctuation(text: str) -> str:
+    """SigLIP's cleaning: lower case, no punctuation, single blanks."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _with_a_period(text: str) -> str:
+    """VideoPrism's cleaning: lower case, blanks for punctuation, single blanks, a period."""
+    blank = str.maketrans(string.punctuation, " " * len(string.punctuation))
+    return " ".join(text.translate(blank).lower().split()) + "."
+
+
+class Style(NamedTuple):
+    """How a published tower wants its ids."""
+
+    files: tuple[str, ...]  # in a folder or a repository, the first that is there
+    marks: bool = False  # the tokenizer itself puts marks around a text
+    clean: Callable[[str], str] = str
+    lower: bool = False  # in lower case
+    begin: bool = False  # the model's begin mark first, if it has one
+    end: int | None = None  # this id last
+    pad: int | str = PAD  # an id or a token
+
+
+STYLES = {
+    "own": Style(("tokenizer.model",), end=END),
+    "clip": Style(("tokenizer.json",), marks=True, pad="<|endoftext|>"),
+    "bert": Style(("tokenizer.json",), marks=True),
+    "siglip": Style(
+        ("spiece.model", "sentencepiece.model"), clean=_without_punctuation, end=1, pad=1
+    ),
+    "siglip2": Style(("tokenizer.json", "tokenizer.model"), lower=True, end=1),
+    "videoprism": Style(("sentencepiece.model",), clean=_with_a_period, begin=True),
+}
+
+
+class PublishedTokenizer(Tokenizer):
+    """A published tower's tokenizer: Hugging Face's tokenizer.json, or a sentencepiece model."""
+
+    def __init__(self, model: bytes, length: int, style: str):
+        """Opens it.
+
+        Raises:
+          ValueError: the bytes are no tokenizer.
+          RuntimeError: neither.
+        """
+        self.style = STYLES[style]
+        pad, self.begin = self.style.pad, []
+        if model.lstrip()[:1] != b"{":
+            super().__init__(model, length)
+            if not isinstance(pad, int):
+                raise ValueError(f"{style!r} needs a tokenizer.json")
+            self.pad = pad
+            if self.style.begin and self._pieces.bos_id() >= 0:
+                self.begin = [self._pieces.bos_id()]
+            return
+        import tokenizers
+
+        self.model, self.length = model, length
+        try:
+            self._json = tokenizers.Tokenizer.from_str(model.decode())
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(str(error)) from error
+        self._json.no_padding()
+        self._json.no_truncation()
+        if self.style.lower:  # within it: marks that are written out in a text stay as they are
+            steps = [tokenizers.normalizers.Lowercase(), self._json.normalizer]
+            self._json.normalizer = tokenizers.normalizers.Sequence([one for one in steps if one])
+        if self.style.marks:
+            self._json.enable_truncation(length)
+        found = pad if isinstance(pad, int) else self._json.token_to_id(pad)
+        if found is None:
+            raise ValueError(f"it has no {pad!r}, which {style!r} pads with")
+        self.pad = found
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        if hasattr(self, "_json"):
+            return self._json.get_vocab_size(with_added_tokens=True)
+        return super().size
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if hasattr(self, "_json"):
+            encoded = self._json.encode_batch(texts, add_special_tokens=self.style.marks)
+            return [one.ids for one in encoded]
+        return self._pieces.encode([one.lower() for one in texts] if self.style.lower else texts)
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:
+        """Encodes texts as int32 ids; longer ones are cut, their marks kept."""
+        ids_NL = np.full((len(texts), self.length), self.pad, np.int32)
+        end = [] if self.style.end is None else [self.style.end]
+        encoded = self._encode([self.style.clean(text) for text in texts])
+        for row, ids in zip(ids_NL, encoded, strict=True):
+            ids = [*self.begin, *ids][: self.length - len(end)] + end
+            row[: len(ids)] = ids
+        return ids_NL
+
+
+def published_tokenizer(where: str, style: str, length: int, vocabulary: int) -> Tokenizer:
+    """The tokenizer that `config.text.tokenizer` names.
+
+    Raises:
+      UserError: it is missing or damaged, or has more ids than the tower has embeddings.
+    """
+    path = locate(where, "text.tokenizer", STYLES[style].files)
+    tokenizer = load_tokenizer(path, length, style)
+    if tokenizer.size > vocabulary:
+        raise UserError(
+            f"config.text.tokenizer: {path} has {tokenizer.size} ids, and config.text.vocabulary is "
+            f"{vocabulary}; take the tokenizer of the text tower"
+        )
+    return tokenizer
+
+
+def load_tokenizer(path: pathlib.Path, length: int, style: str = "own") -> Tokenizer:
+    """Reads a tokenizer that a run stored, or that a tower was published with.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
     try:
-        return Tokenizer(path.read_bytes(), length)
-    except (OSError, RuntimeError) as error:
+        model = path.read_bytes()
+        return (
+            Tokenizer(model, length) if style == "own" else PublishedTokenizer(model, length, style)
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: no usable tokenizer ({error}); point at a run's folder"
+            f"{path}: no usable tokenizer ({reason}); point at a run's folder, or at the file that "
+            "belongs to the text tower"
         ) from error

@@ -40,6 +40,11 @@ class CoCo(nnx.Module):
         model, video, text = config.model, config.video, config.tower_text
         dtype = jnp.dtype(model.dtype)
         self.config = FrozenConfigDict(config)
+
+        def lora(tower: ConfigDict) -> tuple[int, float] | None:
+            rank = config.lora.rank
+            return (rank, config.lora.alpha / rank) if tower.trains == "lora" else None
+
         if video.kind == "features":
             self.video: FeatureTower | VideoTower = FeatureTower(
                 features=video.features, width=video.width, dropout=video.dropout, dtype=dtype,
@@ -51,16 +56,20 @@ class CoCo(nnx.Module):
                 width=video.width, heads=video.heads, mlp_ratio=video.mlp_ratio, depth=video.depth,
                 temporal_depth=video.temporal_depth, pool=video.pool, activation=video.activation,
                 dropout=video.dropout, patch_bias=video.patch_bias, pre_norm=video.pre_norm,
-                remat=model.remat, dtype=dtype, rngs=rngs,
+                remat=model.remat, temporal=video.temporal, auxiliary_depth=video.auxiliary_depth,
+                epsilon=video.epsilon, cap=video.cap, lora=lora(video), dtype=dtype, rngs=rngs,
             )  # fmt: skip
         self.text = TextTower(
             vocabulary=config.text.vocabulary, length=config.text.length, width=text.width,
             heads=text.heads, mlp_ratio=text.mlp_ratio, depth=text.depth, pool=text.pool,
-            activation=text.activation, dropout=text.dropout, remat=model.remat, dtype=dtype,
-            rngs=rngs,
+            activation=text.activation, dropout=text.dropout, remat=model.remat, norm=text.norm,
+            causal=text.causal, mask_padding=text.mask_padding, position=text.position,
+            epsilon=text.epsilon, cap=text.cap, lora=lora(text), dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.video_out = nnx.Linear(video.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.text_out = nnx.Linear(text.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.text_out = nnx.Linear(
+            text.width, model.dim, use_bias=text.out_bias, dtype=dtype, rngs=rngs
+        )
         self.log_tau = nnx.Param(jnp.log(jnp.float32(model.tau)))
         self.invariance = (
             Invariance(

@@ -1,5 +1,6 @@
-"""Pre-norm transformer blocks and the ways to pool a sequence into one vector."""
+"""Transformer blocks, pre- and post-norm, and the attention that pools a sequence into one vector."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,17 +12,91 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "relu": jax.nn.relu,
 }
+NORMS = ("pre", "post")
+
+
+class LowRank(nnx.LinearGeneral):
+    """A linear layer and a low-rank correction beside it (LoRA, arXiv 2106.09685), zero at first."""
+
+    def __init__(
+        self, width: int, out_features: tuple[int, ...], *, rank: int, scale: float, dtype, rngs
+    ):
+        super().__init__(width, out_features, dtype=dtype, rngs=rngs)
+        self.scale = scale
+        self.lora_down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (width, rank)))
+        self.lora_up = nnx.Param(jnp.zeros((rank, *out_features)))
+
+    def __call__(self, inputs: Float[Array, "*B D"], out_sharding=None) -> Float[Array, "*B H E"]:
+        """Maps the last axis."""
+        out = super().__call__(inputs, out_sharding)
+        low = inputs.astype(out.dtype) @ self.lora_down[...].astype(out.dtype)
+        return out + self.scale * jnp.tensordot(low, self.lora_up[...].astype(out.dtype), 1)
+
+
+def capped_attention(query, key, value, *, cap: float, mask=None, **unused):
+    """Attention whose logits are bent into (-cap, cap) by a tanh, as VideoPrism has it."""
+    logits = jnp.einsum("...qhe,...khe->...hqk", query, key) / query.shape[-1] ** 0.5
+    logits = (cap * jnp.tanh(logits / cap)).astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    return jnp.einsum("...hqk,...khe->...qhe", weights, value)
+
+
+def make_attention(
+    width: int,
+    heads: int,
+    *,
+    inner: int | None = None,
+    cap: float = 0.0,
+    lora: tuple[int, float] | None = None,
+    zero: bool = False,
+    dtype=None,
+    rngs: nnx.Rngs,
+) -> nnx.MultiHeadAttention:
+    """Multi-head attention.
+
+    Args:
+      width: of the tokens.
+      heads: how many.
+      inner: the width of all heads together, where it differs.
+      cap: bound of the logits, or 0.
+      lora: rank and scale of a low-rank correction of queries and values, or None.
+      zero: start with an output of zero.
+    """
+    settings: dict = {"attention_fn": functools.partial(capped_attention, cap=cap)} if cap else {}
+    if zero:
+        settings["out_kernel_init"] = nnx.initializers.zeros
+    attention = nnx.MultiHeadAttention(
+        heads, width, inner, dtype=dtype, decode=False, rngs=rngs, keep_rngs=False, **settings
+    )
+    if lora:
+        rank, scale = lora
+        shape = (heads, attention.head_dim)
+        for name in ("query", "value"):
+            layer = LowRank(width, shape, rank=rank, scale=scale, dtype=dtype, rngs=rngs)
+            setattr(attention, name, layer)
+    return attention
 
 
 class Mlp(nnx.Module):
     """Two linear layers with an activation between."""
 
     def __init__(
-        self, width: int, hidden: int, *, activation: str = "gelu", dtype=None, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        zero: bool = False,
+        dtype=None,
+        rngs: nnx.Rngs,
     ):
+        settings: dict = {"kernel_init": nnx.initializers.zeros} if zero else {}
         self.up = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs, **settings)
         self.activation = activation
 
     def __call__(self, x_BND: Float[Array, "*B N D"]) -> Float[Array, "*B N D"]:
@@ -30,7 +105,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm self-attention and MLP, each with a residual connection."""
+    """Self-attention and MLP, each with a residual connection and a norm before or after it."""
 
     def __init__(
         self,
@@ -41,25 +116,59 @@ class Block(nnx.Module):
         activation: str = "gelu",
         dropout: float = 0.0,
         epsilon: float = 1e-6,
+        norm: str = "pre",
+        cap: float = 0.0,
+        lora: tuple[int, float] | None = None,
+        zero: bool = False,
+        mixer: Callable[[], nnx.Module] | None = None,
         dtype=None,
         rngs: nnx.Rngs,
     ):
+        """A block.
+
+        Args:
+          width: of the tokens.
+          heads: of the attention.
+          mlp_ratio: the MLP's hidden width as a multiple of `width`.
+          activation: the MLP's.
+          dropout: of each residual branch.
+          epsilon: of the norms.
+          norm: "pre": norm each branch's input, "post": norm each sum (BERT).
+          cap: bound of the attention's logits, or 0.
+          lora: rank and scale of LoRA on queries and values, or None.
+          zero: start as the identity.
+          mixer: makes what mixes frames before the block looks at one (models/temporal.py).
+          dtype: of activations.
+          rngs: initial values.
+        """
+        if norm not in NORMS:
+            raise ValueError(f"norm is {norm!r}, not one of {NORMS}")
+        self.post = norm == "post"
         self.norm1 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(
-            heads, width, dtype=dtype, decode=False, rngs=rngs, keep_rngs=False
+        self.attention = make_attention(
+            width, heads, cap=cap, lora=lora, zero=zero, dtype=dtype, rngs=rngs
         )
         self.norm2 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, int(width * mlp_ratio), activation=activation, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(
+            width, int(width * mlp_ratio), activation=activation, zero=zero, dtype=dtype, rngs=rngs
+        )
         self.dropout = nnx.Dropout(dropout)
+        self.mixer = nnx.data(mixer() if mixer else None)
 
     def __call__(
         self,
         x_BND: Float[Array, "*B N D"],
-        mask_B1NN: Bool[Array, "*B 1 #N N"] | None = None,
+        mask_B1NN: Bool[Array, "*#B 1 #N N"] | None = None,
         key: jax.Array | None = None,
     ) -> Float[Array, "*B N D"]:
         """Mixes the tokens. `mask` is True where a query may look; `key` turns dropout on."""
         keys = (None, None) if key is None else jax.random.split(key)
+        if self.mixer is not None:
+            x_BND = self.mixer(x_BND)
+        if self.post:
+            y_BND = self.attention(x_BND, mask=mask_B1NN)
+            x_BND = self.norm1(x_BND + self._drop(y_BND, keys[0]))
+            return self.norm2(x_BND + self._drop(self.mlp(x_BND), keys[1]))
         y_BND = self.attention(self.norm1(x_BND), mask=mask_B1NN)
         x_BND = x_BND + self._drop(y_BND, keys[0])
         return x_BND + self._drop(self.mlp(self.norm2(x_BND)), keys[1])
@@ -78,7 +187,7 @@ class Blocks(nnx.Module):
     def __call__(
         self,
         x_BND: Float[Array, "*B N D"],
-        mask_B1NN: Bool[Array, "*B 1 #N N"] | None = None,
+        mask_B1NN: Bool[Array, "*#B 1 #N N"] | None = None,
         key: jax.Array | None = None,
     ) -> Float[Array, "*B N D"]:
         """Applies the blocks in order."""
@@ -91,7 +200,10 @@ class Blocks(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One learned query that attends over the tokens, then an MLP (SigLIP's "map" head)."""
+    """One learned query that attends over the tokens, then an MLP (SigLIP's "map" head).
+
+    `wide` is VideoPrism's: heads four times as wide together, and a norm in the MLP's place.
+    """
 
     def __init__(
         self,
@@ -99,16 +211,24 @@ class AttentionPool(nnx.Module):
         heads: int,
         mlp_ratio: float,
         *,
-        activation="gelu",
+        activation: str = "gelu",
+        epsilon: float = 1e-6,
+        wide: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width)))
-        self.attention = nnx.MultiHeadAttention(
-            heads, width, dtype=dtype, decode=False, rngs=rngs, keep_rngs=False
+        self.attention = make_attention(
+            width, heads, inner=4 * width if wide else None, dtype=dtype, rngs=rngs
         )
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, int(width * mlp_ratio), activation=activation, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = nnx.data(
+            None
+            if wide
+            else Mlp(
+                width, int(width * mlp_ratio), activation=activation, dtype=dtype, rngs=rngs
+            )
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -118,4 +238,6 @@ class AttentionPool(nnx.Module):
         """Pools the tokens that `mask` shows."""
         probe = jnp.broadcast_to(self.probe[...], (x_BND.shape[0], 1, x_BND.shape[-1]))
         y_B1D = self.attention(probe.astype(x_BND.dtype), x_BND, mask=mask_B11N)
+        if self.mlp is None:
+            return self.norm(y_B1D)[:, 0]
         return (y_B1D + self.mlp(self.norm(y_B1D)))[:, 0]

