@@ -2,8 +2,8 @@
 
 The protocol is Elaborative Rehearsal's (arXiv 2108.02833); papers report the mean over the splits.
 Towers: CLIP ViT-B/16, 8 frames of 224 pixels, bfloat16, a small transformer over the frames; the text
-tower stays as published, so descriptions come from the bank. Data: tfds_builders/kinetics_zsar/README.md,
-tfds_builders/actionhub/README.md. Nothing here has been tuned: nobody has run it yet.
+tower stays as published, so descriptions come from the bank. Data: docs/datasets.md. Nothing here has
+been tuned: nobody has run it yet.
 """
 
 from coco_jax import config
