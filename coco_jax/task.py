@@ -185,6 +185,8 @@ def validate(config: ConfigDict) -> None:
         ("tower_text.width", text.width, text.heads, "heads (tower_text.heads)"),
         ("model.dim", config.model.dim, config.cycle.heads, "heads (cycle.heads)"),
     ):
+        if config.video.kind == "features" and field.startswith("video."):
+            continue  # there is no transformer over pixels
         if value % divisor:
             raise UserError(f"config.{field}: {value} does not divide into {divisor} {what}")
 

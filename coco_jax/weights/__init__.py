@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -89,6 +90,8 @@ def interpolate(config: ConfigDict, params: Any, start: Any) -> Any:
     def one(path, trained: jax.Array, first: jax.Array) -> jax.Array:
         if path_of(path).split("/")[0] not in parts:
             return trained
-        return (1 - share) * trained + share * first
+        mixed = (1 - share) * trained + share * first
+        # What did not move stays to the last bit: the description bank knows its tower by it.
+        return jnp.where(trained == first, trained, mixed)
 
     return jax.tree.map_with_path(one, params, start)

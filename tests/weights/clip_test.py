@@ -97,28 +97,60 @@ def test_embeddings_and_gradients_are_transformers(little):
         towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
 
 
-@pytest.mark.parametrize("preset", [presets.clip_b32, presets.clip_b16])
-def test_real_sizes_are_transformers(preset, tmp_path):
-    config = towers.make_config(preset, tmp_path, text__vocabulary=1000)
+REAL = [presets.clip_b32, presets.clip_b16]
+
+
+def real_size(config, preset):
+    """The preset's own size but for the vocabulary; B/32's text tower, which is B/16's, is cut."""
+    config.text.vocabulary = 1000
     if preset is presets.clip_b32:
-        config.tower_text.depth = 1  # it is that of B/16
+        config.tower_text.depth = 1
+
+
+def compare(config, model, reference, table, videos_of, texts_of, *, video, frames, ids):
+    """Embeddings and gradients of both towers against a reference's functions of frames and ids."""
+    rng, shapes = np.random.default_rng(2), towers.shapes_of(config)[-1]
+    for part, ours, inputs, theirs, given in (
+        ("video", towers.videos_of, video, videos_of, frames),
+        ("text", towers.texts_of, ids, texts_of, ids),
+    ):
+        reference.zero_grad()
+        want = theirs(torch.tensor(given))
+        if part == "video":
+            want = want.reshape(*video.shape[:2], -1).mean(1)
+        assert towers.distance(ours(model, inputs), want.detach()) < 1e-5
+        direction = rng.normal(size=want.shape).astype(np.float32)
+        (want * torch.from_numpy(direction)).sum().backward()
+        wanted = towers.reference_gradients(reference, table, part, shapes)
+        towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
+
+
+@pytest.mark.parametrize("preset", REAL)
+def test_real_sizes_are_transformers(preset, tmp_path):
+    config = towers.make_config(preset, tmp_path)
+    real_size(config, preset)
     reference = hugging_face(config, tmp_path, noise=0)
     model, rng = towers.load(config), np.random.default_rng(1)
     video, frames = towers.clip_of(rng, 1, 1, 224)
-    ids = texts(rng, 1000, 77, 2)
-    with torch.no_grad():
-        assert towers.distance(towers.videos_of(model, video), hf_videos(reference, frames)) < 1e-5
-        assert towers.distance(towers.texts_of(model, ids), hf_texts(reference, ids)) < 1e-5
+    compare(
+        config, model, reference, clip.HUGGING_FACE,
+        lambda x: reference.get_image_features(x).pooler_output,
+        lambda x: reference.get_text_features(x).pooler_output,
+        video=video, frames=frames, ids=texts(rng, 1000, 77, 2),
+    )  # fmt: skip
     tau = np.exp(-reference.logit_scale.item())
     np.testing.assert_allclose(np.exp(model.log_tau[...]), tau, rtol=1e-6)
 
 
-def test_open_clip_is_open_clip(tmp_path):
+@pytest.mark.parametrize("preset", [small, *REAL])
+def test_open_clip_is_open_clip(preset, tmp_path):
     """Its own names, one matrix for queries, keys and values, exact GELU, padding of 0."""
     import open_clip
     from safetensors.torch import save_file
 
-    config = towers.make_config(small, tmp_path / "open_clip_model.safetensors")
+    config = towers.make_config(preset, tmp_path / "open_clip_model.safetensors")
+    if preset is not small:
+        real_size(config, preset)
     config.video.activation = config.tower_text.activation = "gelu"
     torch.manual_seed(0)
     video, text = config.video, config.tower_text
@@ -135,22 +167,15 @@ def test_open_clip_is_open_clip(tmp_path):
     ).eval()  # fmt: skip
     save_file(reference.state_dict(), tmp_path / "open_clip_model.safetensors")
     model, rng = towers.load(config), np.random.default_rng(0)
-    video, frames = towers.clip_of(rng)
-    ids = texts(rng)
-    ids[np.arange(12) > ids.argmax(1)[:, None]] = 0  # it pads with 0
-    shapes = towers.shapes_of(config)[-1]
-    for part, ours, inputs, theirs in (
-        ("video", towers.videos_of, video, lambda: reference.encode_image(torch.tensor(frames))),
-        ("text", towers.texts_of, ids, lambda: reference.encode_text(torch.tensor(ids))),
-    ):
-        reference.zero_grad()
-        want = theirs()
-        want = want.reshape(2, 2, -1).mean(1) if part == "video" else want
-        assert towers.distance(ours(model, inputs), want.detach()) < 1e-5
-        direction = rng.normal(size=want.shape).astype(np.float32)
-        (want * torch.from_numpy(direction)).sum().backward()
-        wanted = towers.reference_gradients(reference, clip.OPEN_CLIP, part, shapes)
-        towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
+    if preset is small:
+        (video, frames), ids = towers.clip_of(rng), texts(rng)
+    else:
+        (video, frames), ids = towers.clip_of(rng, 1, 1, 224), texts(rng, 1000, 77, 2)
+    ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # it pads with 0
+    compare(
+        config, model, reference, clip.OPEN_CLIP, reference.encode_image, reference.encode_text,
+        video=video, frames=frames, ids=ids,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [24, 40, 64])

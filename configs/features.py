@@ -1,0 +1,29 @@
+"""Features you extracted (video_features), an MLP over them, and frozen MiniLM texts: minutes on a CPU.
+
+python -m tfds_builders.build video_features actionhub/manual --data_dir=data --manual_dir=FOLDER
+"""
+
+from coco_jax import config
+from configs import towers
+
+
+def get_config():
+    c = config.default()
+    c.sweep.ablation = ("label", "label+desc", "label+cycle", "full")
+    c.data.name = "video_features"
+    c.data.batch = 128
+    c.text.corpus = "actionhub/manual"
+    c.text.templates = ("{}",)
+    c.text.descriptions = 4
+    c.text.eval_descriptions = 16
+    towers.minilm(c)
+    c.text.length = 32
+    c.tower_text.trains = "none"
+    c.video.kind = "features"
+    c.video.features = 2048  # the width of yours
+    c.video.width = 512
+    c.model.dtype = "float32"
+    c.optimizer.steps = 100
+    c.optimizer.warmup = 10
+    c.checkpoint_every = 100
+    return c
