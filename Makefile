@@ -11,7 +11,7 @@ help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 env: $(VENV)/installed  ## the virtual environment
-$(VENV)/installed: requirements.txt requirements-test.txt pyproject.toml
+$(VENV)/installed: requirements.txt requirements-test.txt requirements-beam.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -e .
 	touch $@

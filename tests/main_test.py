@@ -180,7 +180,7 @@ def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
         ("text__corpus", None, "needs descriptions"),
         ("data__batch", 12, "does not divide"),
         ("video__patch", 0, "config.video.patch: 0 must be more than 0"),
-        ("video__pool", "max", "is not one of cls, map, mean"),
+        ("video__pool", "max", "is not one of cls, map, wide_map, mean"),
         ("model__dtype", "float17", "is not one of float32"),
         ("cycle__frozen", ("targets",), "'targets' is not one of seen, unseen, target"),
         ("optimizer__groups", (("(", 1.0),), "no regular expression"),

@@ -275,8 +275,8 @@ def _parts(sources: Iterable[pathlib.Path]) -> list[Any]:
             continue
         parts += [
             (path.relative_to(source).as_posix(), path)
-            for path in sorted(source.rglob("*"))
-            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+            for path in archives.files(source)
+            if path.suffix.lower() in VIDEO_SUFFIXES
         ]
     return parts
 

@@ -1,6 +1,7 @@
 """Archives are read as they are packed, and what is hostile in them is refused."""
 
 import binascii
+import gzip
 import io
 import pathlib
 import struct
@@ -134,19 +135,18 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
         contents(path)
     monkeypatch.setattr(archives, "MAX_RATIO", 10_000)  # large, but not out of proportion
     assert len(contents(path)) == 4
-    monkeypatch.setattr(archives, "MAX_BYTES", 1 << 19)
     with pytest.raises(UserError, match="says it has 1,048,576 bytes"):
-        contents(path)
+        contents(path, max_bytes=1 << 19)
 
 
-def test_a_header_that_lies_about_the_size_does_not_get_past(tmp_path, monkeypatch):
+@pytest.mark.parametrize("said", [10, 5 << 20])
+def test_a_header_that_lies_about_the_size_does_not_get_past(tmp_path, said):
     path = zipped(tmp_path / "x.zip", {"a.mp4": bytes(1 << 20)})
     data = bytearray(path.read_bytes())
     at = data.index(b"PK\x01\x02")
-    struct.pack_into("<I", data, at + 24, 10)  # in the directory: 10 bytes unpacked
+    struct.pack_into("<I", data, at + 24, said)  # in the directory: bytes unpacked
     path.write_bytes(data)
-    monkeypatch.setattr(archives, "MAX_BYTES", 1 << 19)
-    with pytest.raises(UserError, match=r"x\.zip"):
+    with pytest.raises(UserError, match=r"x\.zip: 'a\.mp4' damaged"):
         contents(path)
 
 
@@ -198,3 +198,129 @@ def test_any_bytes_end_in_members_or_one_line(tmp_path_factory, data):
             contents(folder / name)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+def test_names_are_made_posix(tmp_path):
+    assert contents(tar(tmp_path / "x.tar", {"./a//x.avi": b"x"})) == {"a/x.avi": b"x"}
+    assert contents(zipped(tmp_path / "x.zip", {"a\\x.avi": b"x"})) == {"a/x.avi": b"x"}
+
+
+def test_links_in_a_folder_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/x.avi").write_bytes(b"x")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/Archery").symlink_to(tmp_path / "disk")
+    (tmp_path / "top").symlink_to(tmp_path / "videos")
+    assert contents(tmp_path / "top") == {"Archery/x.avi": b"x"}
+    with pytest.raises(UserError, match="more than 0"):
+        contents(tmp_path / "top", max_bytes=0)
+    (tmp_path / "disk/again").symlink_to(tmp_path / "videos")
+    with pytest.raises(UserError, match="a link to a folder that it lies in"):
+        contents(tmp_path / "top")
+    (tmp_path / "disk/again").unlink()
+    (tmp_path / "videos/Bowling").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="a link to nothing"):
+        contents(tmp_path / "top")
+
+
+@pytest.mark.parametrize("end", [3072, 3172, 3584, 3684])  # 4608 bytes of members, then the mark
+def test_a_tar_cut_anywhere_is_not_taken_for_whole(tmp_path, end):
+    data = tar(tmp_path / "x.tar", {f"{n}.avi": b"z" * 1000 for n in range(3)}).read_bytes()
+    (tmp_path / "x.tar").write_bytes(data[:end])
+    with pytest.raises(UserError, match="damaged or truncated"):
+        contents(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes(data[:1536] + b"\xff" * 512 + data[2048:])
+    with pytest.raises(UserError, match="damaged or truncated"):
+        contents(tmp_path / "x.tar")
+
+
+def test_a_gzip_is_checked_to_its_end_and_may_have_parts(tmp_path):
+    data = tar(tmp_path / "x.tar", FILES).read_bytes()
+    path = tmp_path / "x.tgz"
+    path.write_bytes(gzip.compress(data[:1024]) + gzip.compress(data[1024:]))
+    assert contents(path) == FILES
+    path.write_bytes(gzip.compress(data)[:-8] + b"12345678")
+    with pytest.raises(UserError, match="damaged or truncated"):
+        contents(path)
+
+
+def test_what_is_passed_over_is_counted_too(tmp_path, monkeypatch):
+    path = tar(tmp_path / "x.tgz", {"a.txt": bytes(4 << 20)}, "w:gz")
+    monkeypatch.setattr(archives, "MAX_TOTAL", 2 << 20)
+    with pytest.raises(UserError, match="unpacks without end"):
+        contents(path, suffixes={".avi"})
+
+
+def test_archives_within_spend_the_outer_one_s_budget(tmp_path, monkeypatch):
+    inner = zipped(tmp_path / "i.zip", {"a.avi": bytes(1 << 20)}).read_bytes()
+    path = zipped(tmp_path / "x.zip", {f"{n}.zip": inner for n in range(4)})
+    monkeypatch.setattr(archives, "MAX_TOTAL", 2 << 20)
+    with pytest.raises(UserError, match=r"x\.zip: it unpacks without end"):
+        contents(path)
+
+
+def test_a_tar_header_without_end_is_refused(tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 64 << 20
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(info.tobuf() + bytes(64 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="a header without end"):
+        contents(tmp_path / "x.tgz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_a_compressed_rar_without_a_tool_says_what_to_install(tmp_path, monkeypatch):
+    data = bytearray(rar({"a.avi": b"x"}))
+    at = data.index(b"a.avi") - 7  # its method
+    assert data[at] == 0x30
+    data[at] = 0x33
+    head = data[at - 25 + 2 : at + 7 + 5]  # from its kind to its name's end
+    struct.pack_into("<H", data, at - 25, binascii.crc32(head) & 0xFFFF)
+    (tmp_path / "x.rar").write_bytes(data)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"'a\.avi' is compressed by rar; install unrar, unar"):
+        contents(tmp_path / "x.rar")
+
+
+def test_names_of_errors_stay_on_one_line(tmp_path):
+    path = zipped(tmp_path / "x.zip", {"a\nb.zip": b"none"})
+    with pytest.raises(UserError) as error:
+        contents(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_generator_left_midway_closes_its_file(tmp_path):
+    def open_files():
+        return {p.resolve() for p in pathlib.Path("/proc/self/fd").iterdir()}
+
+    if not pathlib.Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc")
+    for path in (tar(tmp_path / "x.tgz", FILES, "w:gz"), zipped(tmp_path / "x.zip", FILES)):
+        found = archives.members(path)
+        next(found)
+        assert path in open_files()
+        found.close()
+        assert path not in open_files()
+
+
+@given(st.sampled_from(["tar", "tgz", "zip", "rar"]), st.integers(0, 10**6), st.binary(max_size=8))
+def test_a_damaged_archive_ends_in_members_or_one_line(tmp_path_factory, kind, at, noise):
+    folder = tmp_path_factory.getbasetemp()
+    files = {"a/x.avi": b"xyz" * 99, "b/y.avi": b"y"}
+    path = folder / f"d.{kind}"
+    if kind == "zip":
+        zipped(path, files)
+    elif kind == "rar":
+        path.write_bytes(rar(files))
+    else:
+        tar(path, files, "w:gz" if kind == "tgz" else "w")
+    data = bytearray(path.read_bytes())
+    at %= min(len(data), 3000)
+    data[at : at + len(noise)] = noise
+    path.write_bytes(data)
+    try:
+        contents(path)
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -15,7 +15,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import base  # noqa: E402
+from tfds_builders import archives, base  # noqa: E402
 
 # Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
 ER = "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/datasets/Kinetics/zsl220/"
@@ -76,7 +76,10 @@ class Builder(base.VideoBuilder):
         labels = {part: read_csv(folder, part) for part in ("k400/train", "k600/val", "k600/test")}
         test = _Describe(classes, {**labels["k600/val"], **labels["k600/test"]})
         tested = set(test.labels) | {
-            id_of(path.name) for part in PARTS["test"] for path in (folder / part).rglob("*.*")
+            id_of(path.name)
+            for part in PARTS["test"]
+            if (folder / part).is_dir()
+            for path in archives.files(folder / part)
         }
         kept = {k: v for k, v in labels["k400/train"].items() if k not in tested}
         train = _Describe(classes[:SEEN], kept, tested - {""})

@@ -193,3 +193,25 @@ def test_nothing_there_says_what_to_fetch(placed):
     with pytest.raises(UserError, match=r"no video of 'test' was found"):
         build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     assert not list((placed / "data").rglob("incomplete*"))
+
+
+def test_validation_is_on_the_split_s_own_classes(placed):
+    """Its unseen classes then appear nowhere, and all seen ones are trained on."""
+    from coco_jax.config import default
+    from coco_jax.data.splits import make_plan
+
+    build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
+    dataset = datasets.load("kinetics_zsar/video", str(placed / "data"))
+    config = default()
+    plans = {}
+    for config.protocol in ("validation", "test"):
+        plans[config.protocol] = make_plan(dataset, config)
+    assert plans["validation"].seen == plans["test"].seen == SEEN
+    assert plans["validation"].unseen == ("cosplaying",)
+    assert plans["test"].unseen == ("acting in play", "yarn spinning")
+    tested = {
+        dataset.classes[label] for label in dataset.records.labels[plans["validation"].test_unseen]
+    }
+    assert tested == {"cosplaying"}
+    # Generalised: Kinetics-600's videos of seen classes.
+    assert len(plans["test"].test_seen) == 2

@@ -14,7 +14,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import base, own  # noqa: E402
+from tfds_builders import archives, base, own  # noqa: E402
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 
@@ -104,7 +104,7 @@ def read(folder: pathlib.Path, rows: dict[str, own.Row]) -> Iterator[tuple[str, 
     Raises:
       UserError: a file cannot be read, or its ids do not fit its features. Pickled arrays are refused.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = [path for path in archives.files(folder) if path.suffix.lower() in SUFFIXES]
     if not files:
         raise UserError(f"{folder}: no features; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     for path in files:

@@ -11,7 +11,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import base, own  # noqa: E402
+from tfds_builders import archives, base, own  # noqa: E402
 
 
 class Builder(base.VideoBuilder):
@@ -84,7 +84,7 @@ def find(folder: pathlib.Path) -> dict[str, own.Row]:
             rows[key.as_posix()] = row
     else:
         rows = {}
-        for path in sorted(folder.rglob("*")):
+        for path in archives.files(folder):
             name = path.relative_to(folder)
             if path.suffix.lower() not in base.VIDEO_SUFFIXES or len(name.parts) < 2:
                 continue  # not a video, or in no action's folder

@@ -45,6 +45,22 @@ def test_folders_name_actions_and_splits(tmp_path):
     assert rows["train/c/3.mkv"].split == "train" and rows["test/c/4.webm"].split == "test"
 
 
+def test_actions_on_another_disk_are_found(tmp_path):
+    fakes.write(tmp_path / "disk", [f"{n}.mp4" for n in range(3)])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "hop").symlink_to(tmp_path / "disk")
+    fakes.write(tmp_path / "mine", ["run/0.mp4"])
+    (tmp_path / "mine" / "unseen.txt").write_text("run\n")
+    assert sorted(video_folder.find(tmp_path / "mine")) == [
+        "hop/0.mp4", "hop/1.mp4", "hop/2.mp4", "run/0.mp4",
+    ]  # fmt: skip
+    from tfds_builders.build import build
+
+    folder = build("video_folder", str(tmp_path / "data"), str(tmp_path / "mine"))
+    report = json.loads((folder / "report.json").read_text())
+    assert sum(part["stored"] for part in report.values()) == 4
+
+
 def test_a_table_names_actions(tmp_path):
     (tmp_path / "videos.csv").write_text("label,path,split\nhop,x/1.mp4,test\nrun,2.mp4,\n")
     rows = video_folder.find(tmp_path)
