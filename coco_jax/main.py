@@ -1,4 +1,4 @@
-"""Trains and evaluates CoCo: python -m coco_jax.main --config=configs/demo.py --workdir=runs/demo."""
+"""Trains and evaluates CoCo: python -m coco_jax.main --config=configs/demo.py."""
 
 import itertools
 import os
@@ -14,7 +14,9 @@ from ml_collections import ConfigDict, config_flags
 from coco_jax.errors import UserError, quiet, reported
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run keeps all that it writes.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run keeps all that it writes; by default runs/CONFIG."
+)
 _MODE = flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "What to do.")
 _ALLOW = flags.DEFINE_bool("allow_config_change", False, "Resume though the config differs.")
 _COORDINATOR = flags.DEFINE_string(
@@ -40,10 +42,6 @@ def parse(argv: list[str]) -> list[str]:
         ) as error:  # fmt: skip
             text = " ".join(str(error).split())
             raise UserError(f"{text} (fields and their meaning: coco_jax/config.py)") from error
-        if not _WORKDIR.value:
-            raise UserError(
-                "--workdir is missing; name a folder for the run, e.g. --workdir=runs/demo"
-            )
         if len(left) > 1:
             raise UserError(f"{left[1]!r} is not a flag; flags are --config, --workdir, --mode")
     return left
@@ -116,7 +114,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     with reported("coco_jax.main"):
-        workdir = pathlib.Path(_WORKDIR.value or "")
+        name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        workdir = pathlib.Path(_WORKDIR.value or f"runs/{name}")
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             (workdir / ".writable").touch()

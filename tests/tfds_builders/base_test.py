@@ -2,6 +2,7 @@
 storages read alike, indices fit, and what is missing is said in five lines."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -182,9 +183,9 @@ def test_the_index_spares_reading_the_records(both, monkeypatch):
 @pytest.mark.parametrize("config", ["k400_zsar", "hmdb51_zsar", "hmdb51_cross"])
 def test_missing_data_is_told_in_five_lines(config, tmp_path):
     got = subprocess.run(
-        [sys.executable, "-m", "coco_jax.main", f"--config=configs/{config}.py",
-         f"--workdir={tmp_path / 'run'}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "coco_jax.main", f"--config={ROOT}/configs/{config}.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = got.stderr.strip().splitlines()
     assert got.returncode == 2 and len(lines) == 5, got.stderr
