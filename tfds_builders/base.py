@@ -368,3 +368,18 @@ def halves(dataset: str, classes: Sequence[str], trials: int) -> dict[str, Any]:
             "unseen": [name for name in classes if name not in chosen],
         }
     return found
+
+
+def protocol_splits(
+    dataset: str, protocol: str, classes: Sequence[str], trials: int
+) -> dict[str, Any]:
+    """Class splits of UCF101 and HMDB51: `intra`, random halves; `cross`, nothing seen.
+
+    Of `cross` the splits `1`, `2`, `3` have all classes and the videos of that official test list,
+    `half1` and so on have the unseen classes of a random half, and all their videos.
+    """
+    found = halves(dataset, classes, trials)
+    if protocol == "intra":
+        return found
+    official = {str(n): {"seen": [], "unseen": list(classes), "official": n} for n in (1, 2, 3)}
+    return official | {f"half{n}": {"seen": [], "unseen": found[n]["unseen"]} for n in found}

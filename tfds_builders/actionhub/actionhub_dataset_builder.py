@@ -19,7 +19,7 @@ if _ROOT not in sys.path:
 from coco_jax.errors import UserError  # noqa: E402
 from tfds_builders.actionhub import built, captions, names, readers  # noqa: E402
 from tfds_builders.actionhub.cleaning import Report, chosen, clean  # noqa: E402
-from tfds_builders.base import Needs  # noqa: E402
+from tfds_builders.base import Needs, manual_dir  # noqa: E402
 
 # TFDS shuffles up to 1 GiB of examples in memory before it turns to the disk; this much is enough.
 SHUFFLE_BYTES = 128 << 20
@@ -102,16 +102,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             corpus = enumerate(readers.Row(**row) for row in language.corpus())
             return ((key, row) for key, row in corpus if tally.check(row))
         report = Report(chosen(self.cleaning))
+        folder = manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         if self.builder_config.name == "captions":
             excluded = {v: f"tested by {name}" for v, name in built.tested(self.data_dir_root)}
-            videos = captions.Captions(_manual_dir(dl_manager), excluded)
-            return self._captioned(videos, tally, report)
+            return self._captioned(captions.Captions(folder, excluded), tally, report)
         renaming = None
         if self.builder_config.name in BENCHMARKS:
             renaming = _Renaming(
                 *built.classes(self.data_dir_root, self.builder_config.name), tally.actions
             )
-        return self._from_files(_manual_dir(dl_manager), tally, report, renaming)
+        return self._from_files(folder, tally, report, renaming)
 
     def _captioned(
         self, videos: captions.Captions, tally: readers.Tally, report: Report
@@ -221,11 +221,3 @@ class _Renaming:
             f"{len(got['classes_without_description']):,} of {len(self._classes.classes):,} classes "
             "have no description (names.json)"
         )
-
-
-def _manual_dir(dl_manager: tfds.download.DownloadManager) -> pathlib.Path:
-    try:
-        return pathlib.Path(dl_manager.manual_dir)
-    except AssertionError as error:  # not there, or empty: several lines of TFDS
-        place = " ".join(str(error).split(". ")[0].split())
-        raise UserError(f"{place}; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}") from None

@@ -49,7 +49,8 @@ class Builder(base.VideoBuilder):
         folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         rows = read_lists(folder)
         classes = sorted({readable(label) for label, _ in rows.values()})
-        self.declare(classes, class_splits(self.builder_config.protocol, classes))
+        protocol = self.builder_config.protocol
+        self.declare(classes, base.protocol_splits("hmdb51", protocol, classes, TRIALS))
         sources = [p for p in base.sources_in(folder) if "test_train_splits" not in p.name]
         found = {}
         for use, split in enumerate(("rest", "train", "test")):
@@ -115,12 +116,3 @@ def read_lists(folder: pathlib.Path) -> dict[str, tuple[str, tuple[int, int, int
     if not rows:
         raise UserError(f"{folder}: no official lists; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     return {file: (label, (a, b, c)) for file, (label, (a, b, c)) in rows.items()}
-
-
-def class_splits(protocol: str, classes: list[str]) -> dict[str, dict]:
-    """Who is seen and unseen in each split of a protocol; `official` names a test list."""
-    trials = base.halves("hmdb51", classes, TRIALS)
-    if protocol == "intra":
-        return trials
-    official = {str(n): {"seen": [], "unseen": classes, "official": n} for n in (1, 2, 3)}
-    return official | {f"half{n}": {"seen": [], "unseen": trials[n]["unseen"]} for n in trials}

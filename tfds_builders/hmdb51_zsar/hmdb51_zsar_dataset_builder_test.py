@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from coco_jax.errors import UserError
 from tfds_builders import fakes
+from tfds_builders.base import protocol_splits
 from tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder as hmdb51
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "annotations" / "hmdb51"
@@ -65,9 +66,9 @@ def test_the_real_classes():
     labels = (REAL / "label_map.txt").read_text().split()
     names = [hmdb51.readable(label) for label in labels]
     assert len(names) == 51 and names == sorted(names)
-    intra = hmdb51.class_splits("intra", names)
+    intra = protocol_splits("hmdb51", "intra", names, 50)
     assert all((len(s["seen"]), len(s["unseen"])) == (26, 25) for s in intra.values())
-    cross = hmdb51.class_splits("cross", names)
+    cross = protocol_splits("hmdb51", "cross", names, 50)
     assert [len(cross[n]["unseen"]) for n in ("1", "2", "3", "half1")] == [51, 51, 51, 25]
 
 

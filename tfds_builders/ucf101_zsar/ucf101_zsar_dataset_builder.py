@@ -50,7 +50,8 @@ class Builder(base.VideoBuilder):
         lists = read_lists(_lists(self, dl_manager, folder))
         labels = class_names(lists["trainlist01"] | lists["testlist01"])
         classes = [readable(name) for name in labels]
-        self.declare(classes, class_splits(self.builder_config.protocol, classes))
+        protocol = self.builder_config.protocol
+        self.declare(classes, base.protocol_splits("ucf101", protocol, classes, TRIALS))
         if folder is not None and (found := base.sources_in(folder)):
             sources = found
         else:
@@ -117,16 +118,6 @@ def read_lists(files: dict[str, str]) -> dict[str, dict[str, str]]:
 def class_names(rows: dict[str, str]) -> list[str]:
     """The classes in the order of UCF101's own numbers, which is alphabetical, case aside."""
     return sorted(set(rows.values()), key=str.lower)
-
-
-def class_splits(protocol: str, classes: list[str]) -> dict[str, dict]:
-    """Who is seen and unseen in each split of a protocol; `official` names a test list."""
-    if protocol == "intra":
-        return base.halves("ucf101", classes, TRIALS)
-    official = {str(n): {"seen": [], "unseen": classes, "official": n} for n in (1, 2, 3)}
-    trials = base.halves("ucf101", classes, TRIALS)
-    half = {f"half{n}": {"seen": [], "unseen": trials[n]["unseen"]} for n in trials}
-    return official | half
 
 
 def _placed(dl_manager) -> pathlib.Path | None:
