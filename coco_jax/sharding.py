@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from coco_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # videos are split over both; `tensor` sees them whole
+BATCH = P(("data", "fsdp"))  # videos and texts are split over both; `tensor` sees them whole
+CLASSES = P("tensor")  # embeddings of the classes, gathered from the axes above, and their scores
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -43,6 +44,11 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             "processes, each of which reads its own videos"
         )
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * 3, devices=devices)
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, spec: P) -> jax.Array:
+    """Asks the compiler to lay an array out as `spec` says; without a mesh the array as it is."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def path_of(path: tuple[Any, ...]) -> str:

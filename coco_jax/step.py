@@ -52,7 +52,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     optimizer, rate = make_optimizer(config), schedule(config)
 
     def create(key: jax.Array) -> CoCo:
-        return CoCo(config, rngs=nnx.Rngs(params=key))
+        return CoCo(config, rngs=nnx.Rngs(params=key), mesh=mesh)
 
     # The structure alone: nothing of the model is ever made on one device.
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
@@ -145,7 +145,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         ),
         text_features=jit(
             lambda params, ids_XL: model_of(params).text(
-                jax.lax.with_sharding_constraint(ids_XL, split)
+                sharding.constrain(ids_XL, mesh, sharding.BATCH)
             ),
             in_shardings=(places.params, everywhere),
         ),

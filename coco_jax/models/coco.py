@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -14,6 +15,7 @@ from coco_jax.models.alignment import normalise
 from coco_jax.models.invariance import Invariance, cycle_loss
 from coco_jax.models.text import TextTower
 from coco_jax.models.video import FeatureTower, VideoTower
+from coco_jax.sharding import BATCH, CLASSES, constrain
 
 
 class Batch(TypedDict):
@@ -36,10 +38,11 @@ class Batch(TypedDict):
 class CoCo(nnx.Module):
     """The model of METHOD, its terms switched by `config.ablation`."""
 
-    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs, mesh: Mesh | None = None):
         model, video, text = config.model, config.video, config.tower_text
         dtype = jnp.dtype(model.dtype)
         self.config = FrozenConfigDict(config)
+        self.mesh = mesh  # None: one device
 
         def lora(tower: ConfigDict) -> tuple[int, float] | None:
             rank = config.lora.rank
@@ -111,12 +114,17 @@ class CoCo(nnx.Module):
         texts_XYL: Int[Array, "X Y L"] | Float[Array, "X Y W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "X Y D"]:
-        """Unit vectors of texts: of token ids, or of what a frozen text tower made of them."""
+        """Unit vectors of texts: of token ids, or of what a frozen text tower made of them.
+
+        Every device embeds its share of the texts; what is gathered is their embeddings alone.
+        """
         count = texts_XYL.shape[0]
         x_ZD = rearrange(texts_XYL, "x y l -> (x y) l")
         if not jnp.issubdtype(x_ZD.dtype, jnp.floating):
-            x_ZD = self.text(x_ZD, key)
-        return rearrange(normalise(self.text_out(x_ZD)), "(x y) d -> x y d", x=count)
+            x_ZD = self.text(constrain(x_ZD, self.mesh, BATCH), key)
+            x_ZD = constrain(x_ZD, self.mesh, BATCH)
+        z_XYD = rearrange(normalise(self.text_out(x_ZD)), "(x y) d -> x y d", x=count)
+        return constrain(z_XYD, self.mesh, CLASSES)
 
     def embed_labels(
         self,
