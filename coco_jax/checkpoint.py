@@ -3,21 +3,33 @@
 import contextlib
 import json
 import pathlib
+import re
+import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import coco_jax
 from coco_jax.errors import UserError
-from coco_jax.step import Params, State
+from coco_jax.sharding import path_of
+from coco_jax.step import Params, Program, State
 
 # What may differ between a run and its resumption: where and how fast it runs, not what it computes
 # (but for the order in which another mesh adds floats).
 FREE = ("sweep.", "log_every", "checkpoint_every", "keep", "mesh.", "data.dir",
         "data.workers", "data.threads", "data.cache")  # fmt: skip
+
+# How a disk that takes no more is told by the system, TensorStore and gcsfuse.
+UNWRITTEN = re.compile(
+    r"no space|too large|quota|RESOURCE_EXHAUSTED|read-only|input/output error|permission denied",
+    re.IGNORECASE,
+)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,50 +56,143 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 class Checkpoints:
     """The checkpoints of one run, in `folder`; written in the background, whole or not at all."""
 
-    def __init__(self, folder: pathlib.Path, keep: int):
-        self.folder = folder
+    def __init__(self, folder: pathlib.Path, keep: int, program: Program):
+        self.folder, self._program = folder, program
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,  # what a killed process left half written
+            ),
         )
 
+    @property
+    def latest(self) -> int | None:
+        """The step of the last checkpoint, finished or being written."""
+        return self._manager.latest_step()
+
     def save(self, state: State, config: ConfigDict, next_batch: int) -> None:
-        """Starts writing a checkpoint of the state's step."""
+        """Starts writing a checkpoint of the state's step, once the one before is whole.
+
+        Raises:
+          UserError: this one or the one before cannot be written, e.g. as the disk is full.
+        """
         meta = {
             "next_batch": next_batch,
             "config": config.to_dict(),
             "coco_jax": coco_jax.__version__,
             "jax": jax.__version__,
+            "fingerprint": np.asarray(self._program.fingerprint(state)).tolist(),
         }
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)
-            ),
-        )
+        with self._written():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state._asdict()), meta=ocp.args.JsonSave(meta)
+                ),
+            )
 
-    def restore(self, abstract: State) -> tuple[State, int] | None:
-        """The latest state, laid out as `abstract` says, and its next batch; None if there is none.
+    def restore(self) -> tuple[State, int] | None:
+        """The latest state that is whole, laid out for the program, and its next batch; None if none.
+
+        Damaged checkpoints are moved aside, to `damaged.STEP`, and named on stderr.
 
         Raises:
-          UserError: it is damaged, or of another model.
+          UserError: none is whole, or they are of another model.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        with _readable(self.folder / str(step)):
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            got, reason = self._attempt(step)
+            # What one process cannot read, none goes on from.
+            if multihost_utils.process_allgather(np.array(got is not None)).all():
+                self._move_aside(damaged, step)
+                return got
+            damaged[step] = reason or "another process could not read it"
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise UserError(
+                f"{self.folder}: no checkpoint there is whole ({reasons}); remove the folder to begin "
+                "again"
+            )
+        return None
+
+    def _attempt(self, step: int) -> tuple[tuple[State, int] | None, str]:
+        """A checkpoint, or why it cannot be had."""
+        abstract = self._program.abstract
+        try:
             got = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
                 ),
             )
-            return State(**got.state), got.meta["next_batch"]
+            state = State(**got.state)
+            found = np.asarray(self._program.fingerprint(state)).tolist()
+            if got.meta.get("fingerprint", found) != found:  # 0.1.0 stored none
+                return None, "its numbers are not those that were saved"
+            return (state, got.meta["next_batch"]), ""
+        except Exception as error:  # what a file's bytes may bring about has no common type
+            self._check_model(step, abstract)
+            return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+    def _check_model(self, step: int, abstract: State) -> None:
+        """Refuses a readable checkpoint of other shapes, which is not damaged at all."""
+        try:
+            stored = ocp.PyTreeCheckpointer().metadata(
+                (self.folder / str(step) / "state").absolute()
+            ).item_metadata.tree  # fmt: skip
+            shapes = {path_of(p): tuple(x.shape) for p, x in jax.tree.leaves_with_path(stored)}
+        except Exception:  # it is damaged indeed
+            return
+        wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract._asdict())}
+        if differ := sorted(p for p in shapes | wanted if shapes.get(p) != wanted.get(p)):
+            first = differ[0]
+            raise UserError(
+                f"{self.folder / str(step)}: the checkpoint is of another model ({len(differ)} arrays "
+                f"differ, e.g. {first}: {shapes.get(first)} there, {wanted.get(first)} here); choose a "
+                "new --workdir"
+            )
+
+    def _move_aside(self, damaged: dict[int, str], good: int) -> None:
+        for step, reason in damaged.items():
+            if jax.process_index() == 0:
+                aside = self.folder / f"damaged.{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+                print(
+                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({reason}); it is now "
+                    f"{aside.name}, and the run goes on from step {good}",
+                    file=sys.stderr,
+                )
+        if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints are aside")
+            self._manager.reload()
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          UserError: it cannot be written, e.g. as the disk is full.
+        """
+        with self._written():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Says in one line that a checkpoint could not be written."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            if not UNWRITTEN.search(reason):
+                raise
+            whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({reason[-200:]}); the last whole "
+                f"one is of step {max(whole, default=0)}. Make room, then give the same command again"
+            ) from error
 
 
 @contextlib.contextmanager

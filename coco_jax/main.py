@@ -4,7 +4,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone who imports it
 
@@ -13,12 +13,18 @@ from ml_collections import ConfigDict, config_flags
 
 from coco_jax.errors import UserError, quiet, reported
 
+if TYPE_CHECKING:
+    from coco_jax.survive import Preemption
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run keeps all that it writes; by default runs/CONFIG."
 )
 _MODE = flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "What to do.")
 _ALLOW = flags.DEFINE_bool("allow_config_change", False, "Resume though the config differs.")
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", "", "FIRST:LAST steps to trace for TensorBoard's profiler, e.g. 10:15."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -57,7 +63,14 @@ def runs_of(config: ConfigDict) -> Iterator[ConfigDict]:
         yield one
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool) -> dict[str, Any]:
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    mode: str,
+    allow_change: bool,
+    profile_steps: str = "",
+    stop: "Preemption | None" = None,
+) -> dict[str, Any]:
     """One run in `workdir`/ABLATION/splitN/seedN: its figures, or {} where it only trained.
 
     A run that is finished is not done again.
@@ -70,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
     from coco_jax.results import write_json
     from coco_jax.step import make_program
     from coco_jax.task import make_task
-    from coco_jax.train import train
+    from coco_jax.train import parse_steps, train
 
     name = f"{config.ablation}/split{config.split}/seed{config.seed}"
     folder = workdir / name
@@ -93,7 +106,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, mode: str, allow_change: bool
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config.to_dict())
             (folder / "tokenizer.model").write_bytes(task.tokenizer.model)
-        state = train(program, task, folder, name)
+        state = train(program, task, folder, name, parse_steps(profile_steps), stop)
         step, params = int(state.step), state.params
     if mode == "train":
         return {}
@@ -111,7 +124,7 @@ def main(argv: list[str]) -> None:
     """Runs the sweep of the config, then writes results.json, the table and the figures."""
     del argv
     quiet()
-    import jax
+    from coco_jax import survive
 
     with reported("coco_jax.main"):
         name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -125,40 +138,40 @@ def main(argv: list[str]) -> None:
         if _COORDINATOR.value:
             if _COORDINATOR.value != "auto" and None in (_PROCESSES.value, _PROCESS.value):
                 raise UserError("--coordinator needs --processes and --process as well")
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            where = (
-                ()
-                if _COORDINATOR.value == "auto"
-                else (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-            )
-            jax.distributed.initialize(*where)
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            # Runs of a sweep differ little; what one compiled serves the others.
-            jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+            survive.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        with survive.among_others("coco_jax.main"), reported("coco_jax.main"):
+            _sweep(_CONFIG.value, workdir)
 
-        from coco_jax import figures, results
 
-        config = _CONFIG.value
-        # A single value that was asked for on the command line stands in for the file's sweep.
-        for field in set(config_flags.get_override_values(flags.FLAGS["config"])) & set(
-            config.sweep
-        ):
-            config.sweep[field] = ()
-        done = [run(one, workdir, _MODE.value, _ALLOW.value) for one in runs_of(config)]
-        if _MODE.value == "train" or jax.process_index():
-            return
-        summary = results.summarise(done, config.to_dict())
-        results.write_json(workdir / "results.json", summary)
-        unseen = len(done[0]["unseen_classes"])
-        print(
-            f"\n{summary['dataset']}, {unseen} unseen classes (chance {100 * summary['chance']:.1f}), "
-            f"pool {summary['pool']!r}, splits {', '.join(summary['splits'])}, "
-            f"seeds {', '.join(map(str, summary['seeds']))}; percent\n\n{results.table(summary)}\n"
-        )
-        print(workdir / "results.json")
-        for path in figures.draw(done, config, workdir / "figures"):
-            print(path)
+def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
+    import jax
+
+    from coco_jax import figures, results, survive
+
+    stop = survive.Preemption().install()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Runs of a sweep differ little; what one compiled serves the others.
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # A single value that was asked for on the command line stands in for the file's sweep.
+    for field in set(config_flags.get_override_values(flags.FLAGS["config"])) & set(config.sweep):
+        config.sweep[field] = ()
+    done = []
+    for one in runs_of(config):
+        done.append(run(one, workdir, _MODE.value, _ALLOW.value, _PROFILE.value, stop))
+    if _MODE.value == "train" or jax.process_index():
+        return
+    summary = results.summarise(done, config.to_dict())
+    results.write_json(workdir / "results.json", summary)
+    unseen = len(done[0]["unseen_classes"])
+    print(
+        f"\n{summary['dataset']}, {unseen} unseen classes (chance {100 * summary['chance']:.1f}), "
+        f"pool {summary['pool']!r}, splits {', '.join(summary['splits'])}, "
+        f"seeds {', '.join(map(str, summary['seeds']))}; percent\n\n{results.table(summary)}\n"
+    )
+    print(workdir / "results.json")
+    for path in figures.draw(done, config, workdir / "figures"):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
@@ -41,6 +41,8 @@ class Program(NamedTuple):
     text_features: Callable[[Params, ArrayLike], jax.Array]  # the text tower alone, ids X L to X W
     scores: Callable[..., jax.Array]
     gather: Callable[[jax.Array], jax.Array]  # a split array whole on every device
+    any: Callable[[jax.Array], jax.Array]  # whether any element of a split array is not 0
+    fingerprint: Callable[[State], jax.Array]  # uint32, one number an array
     abstract: State  # shapes, dtypes and shardings
 
 
@@ -151,8 +153,77 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         ),
         scores=jit(lambda params, *features: model_of(params).scores(*features)),
         gather=jit(lambda x: x),
+        any=jit(jnp.any),
+        fingerprint=jit(fingerprint),
         abstract=abstract,
     )
+
+
+def fingerprint(tree: Any) -> jax.Array:
+    """A number of the bits of each array and their places; the same on every mesh.
+
+    Sums of integers modulo 2^32 do not depend on their order, as sums of floats would.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        place = sum(
+            (
+                jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+                * jnp.uint32(math.prod(x.shape[axis + 1 :]))
+                for axis in range(x.ndim)
+            ),
+            start=jnp.uint32(0),
+        )
+        return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # odd factors lose no bit
+
+    return jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
+    """Shapes and dtypes of a step's batch for so many seen classes and classes of the pool."""
+    video, text = config.video, config.text
+    frozen = config.tower_text.trains == "none"
+    width, dtype = (config.tower_text.width, "bfloat16") if frozen else (text.length, "int32")
+
+    def of(dtype: str, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+    def texts(classes: int, each: int) -> Any:
+        return of(dtype, classes, each, width)
+
+    count = config.data.batch
+    clips = (count, video.frames, video.size, video.size, 3)
+    return Batch(
+        video=of("float32", count, video.features) if video.kind == "features" else of("uint8", *clips),
+        label=of("int32", count),
+        label_ids=texts(seen, len(text.templates)),
+        description_ids=texts(seen, text.descriptions),
+        pool_label_ids=texts(pool, len(text.templates)),
+        pool_description_ids=texts(pool, text.descriptions),
+        episode=of("int32", seen),
+    )  # fmt: skip
+
+
+def model_flops(config: ConfigDict, batch: Batch) -> float:
+    """FLOPs that one step needs over the whole batch, nothing computed twice (no rematerialisation).
+
+    Counted by XLA on the program as written, on one CPU device; nothing is compiled. `batch` is
+    what a step takes, or `abstract_batch`.
+    """
+    with jax.default_device(device := jax.local_devices(backend="cpu")[0]):
+        plain = config.copy_and_resolve_references()
+        plain.model.remat, plain.optimizer.accumulate = False, 1
+        plain.mesh.update(data=1, fsdp=1, tensor=1)
+        program = make_program(plain, jax.make_mesh(
+            (1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device]
+        ))  # fmt: skip
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        lowered = program.step.lower(  # type: ignore[attr-defined]
+            program.abstract, shapes, jax.eval_shape(lambda: jax.random.key(0))
+        )
+        return float(lowered.cost_analysis()["flops"])
 
 
 def global_batch(mesh: Mesh, local: Any) -> jax.Array:

@@ -140,10 +140,10 @@ def test_a_frozen_run_is_restored(path, tmp_path):
     key = jax.random.key(0)
     state, _ = program.step(program.init(key), random_batch(config), key)
     wanted = jax.tree.map(np.asarray, state)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1, program)
     checkpoints.save(state, config, 1)
     checkpoints.close()
-    restored, _ = Checkpoints(tmp_path / "checkpoints", 1).restore(program.abstract)
+    restored, _ = Checkpoints(tmp_path / "checkpoints", 1, program).restore()
     jax.tree.map(np.testing.assert_array_equal, wanted, jax.tree.map(np.asarray, restored))
 
 
