@@ -146,8 +146,8 @@ class Checkpoints:
         except Exception:  # it is damaged indeed
             return
         wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract._asdict())}
-        if differ := sorted(p for p in shapes | wanted if shapes.get(p) != wanted.get(p)):
-            first = differ[0]
+        if differ := [p for p in sorted(shapes | wanted) if shapes.get(p) != wanted.get(p)]:
+            first = next((p for p in differ if p.startswith("params/")), differ[0])
             raise UserError(
                 f"{self.folder / str(step)}: the checkpoint is of another model ({len(differ)} arrays "
                 f"differ, e.g. {first}: {shapes.get(first)} there, {wanted.get(first)} here); choose a "
