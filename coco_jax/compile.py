@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 # libtpu asks the machine which TPU it is; here there is none to ask about, so it is told.
-os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", JAX_PLATFORMS="cpu", TPU_WORKER_ID="0",
-                  TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")  # fmt: skip
+os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", JAX_PLATFORMS="cpu",
+                  TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost",
+                  TPU_WORKER_ID="0")  # fmt: skip
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # no driver is needed to compile
 
 from absl import app, flags
@@ -251,8 +252,14 @@ def compile_steps(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            got = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-            needs = f"it needs {got[1]} of {got[2]}" if got else str(error).splitlines()[0][:200]
+            got = re.search(
+                r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm"
+                r"|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)",
+                str(error),
+            )
+            needs = str(error).splitlines()[0][:200]
+            if got:
+                needs = f"it needs {got[1] or got[3]} of {got[2] or got[4]}"
             raise UserError(f"{name}: does not fit {kind}: {needs}; {remedies(config)}") from error
         figures[name] = measure(compiled, CHIPS[kind], repeats)
         if figures[name].peak > CHIPS[kind].memory:

@@ -134,7 +134,9 @@ def test_a_pod_s_step_compiles_here_and_does_what_one_chip_s_share_is(libtpu, ti
 def test_what_does_not_fit_says_what_to_change(libtpu, tiny):
     devices = devices_of("v5e:2x2")
     config = tiny(ablation="label", data__batch=4 * 2**18)
-    with pytest.raises(UserError, match=r"does not fit TPU v5 lite: it needs .*config.model.remat"):
+    with pytest.raises(
+        UserError, match=r"does not fit TPU v5 lite: it needs 2.* of 15.75G; .*config.model.remat"
+    ):
         compile_steps(config, devices, 24, 8)
 
 

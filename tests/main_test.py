@@ -1,10 +1,13 @@
 """The command from outside: what it writes, how it survives, what it says of bad input."""
 
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -61,8 +64,8 @@ def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
     assert runs.result(workdir / RUN) == stored
 
 
-@pytest.mark.parametrize("at", [5, 8])
-def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, at):
+@pytest.mark.parametrize("at, how", [(5, signal.SIGKILL), (8, signal.SIGTERM)])
+def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, at, how):
     config, whole = uninterrupted
     command = runs.command(config, tmp_path)
     with subprocess.Popen(
@@ -74,16 +77,26 @@ def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, 
     ) as child:
         for line in child.stderr:
             if f"step {at}/12" in line:
-                child.send_signal(signal.SIGKILL)
+                child.send_signal(how)
+                began = time.monotonic()
                 break
-    assert child.wait() == -signal.SIGKILL
-    if at == 5:
+        rest = child.stderr.read()
+    if how == signal.SIGTERM:
+        assert child.wait() == 0 and time.monotonic() - began < 30
+        (step,) = re.findall(r"stopped by SIGTERM; step (\d+) is saved", rest)
+        assert int(step) >= at
+        assert (tmp_path / RUN / "checkpoints" / step).is_dir()  # of that step, due or not
+    else:
+        assert child.wait() == -signal.SIGKILL
         half = runs.call(*command, "--mode=evaluate")
         assert "training stopped at step" in one_line(half)
         other = runs.call(*command, "--config.model.dim=16")
         assert "model.dim: 32 -> 16" in one_line(other)
+        checkpoints = tmp_path / RUN / "checkpoints"
+        (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # half written
     resumed = runs.call(*command)
     assert resumed.returncode == 0, resumed.stderr
+    assert not list((tmp_path / RUN / "checkpoints").glob("*tmp*"))
     assert "step 1/12" not in resumed.stderr  # it was taken up, not begun again
     want, got = runs.final_params(whole / RUN), runs.final_params(tmp_path / RUN)
     assert want.keys() == got.keys() and len(want) > 20
@@ -109,30 +122,82 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_processes_give_the_loss_curve_of_one(data_dir, tmp_path):
-    config = runs.write_config(
-        tmp_path / "c.py", data_dir, optimizer__steps=20, checkpoint_every=10, mesh__fsdp=2
-    )
-    one = runs.call(*runs.command(config, tmp_path / "one"), devices=2)
-    assert one.returncode == 0, one.stderr
+def start_two(config, workdir, *flags):
+    """Two processes of one run, each with two devices."""
     address = f"127.0.0.1:{free_port()}"
-    children = [
+    flags = (*flags, f"--coordinator={address}", "--processes=2")
+    return [
         subprocess.Popen(
-            runs.command(
-                config, tmp_path / "two", f"--coordinator={address}", "--processes=2", f"--process={i}"
-            ),
-            env=runs.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            runs.command(config, workdir, *flags, f"--process={i}"),
+            env=runs.environment(2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         )
         for i in range(2)
     ]  # fmt: skip
-    for child in children:
-        _, errors = child.communicate(timeout=600)
-        assert child.returncode == 0, errors
+
+
+def read_until(stream, part: str) -> None:
+    """Reads lines up to the one that holds `part`; the rest is read by a thread, as pipes fill."""
+    for line in stream:
+        if part in line:
+            return
+    raise AssertionError(f"no line with {part!r}")
+
+
+class Drain(threading.Thread):
+    """What a child still writes."""
+
+    def __init__(self, stream):
+        super().__init__(daemon=True)
+        self.stream, self.text = stream, ""
+        self.start()
+
+    def run(self):
+        self.text = self.stream.read()
+
+
+def test_two_processes_give_the_losses_of_one_and_one_takes_them_over(data_dir, tmp_path):
+    """SIGTERM to one of the two stops both at the same step; a single process makes the rest."""
+    config = runs.write_config(
+        tmp_path / "c.py", data_dir, optimizer__steps=20, checkpoint_every=100, mesh__fsdp=2
+    )
+    one = runs.call(*runs.command(config, tmp_path / "one"), devices=2)
+    assert one.returncode == 0, one.stderr
+    children = start_two(config, tmp_path / "two")
+    drain = Drain(children[1].stderr)
+    read_until(children[0].stderr, "step 10/20")
+    children[1].send_signal(signal.SIGTERM)
+    _, told = children[0].communicate(timeout=30)
+    assert [child.wait(30) for child in children] == [0, 0], told + drain.text
+    (step,) = map(int, re.findall(r"stopped by SIGTERM; step (\d+) is saved", told))
+    assert 10 <= step < 20
+    rest = runs.call(*runs.command(config, tmp_path / "two"))
+    assert rest.returncode == 0, rest.stderr
     want, got = (runs.losses(tmp_path / name / RUN) for name in ("one", "two"))
     assert sorted(want) == sorted(got) == list(range(1, 21))
     np.testing.assert_allclose([got[s] for s in want], list(want.values()), atol=1e-4)
     a, b = (runs.result(tmp_path / name / RUN) for name in ("one", "two"))
     assert a["top1"] == pytest.approx(b["top1"], abs=0.01)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_a_process_dies_the_other_stops_and_says_why(data_dir, tmp_path, victim):
+    config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000)
+    children = start_two(config, tmp_path / "two", "--config.log_every=1")
+    drain = Drain(children[1].stderr)
+    # The second process says nothing of its steps: where the first checkpoint is, both are at work.
+    first = Drain(children[0].stderr)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "two" / RUN / "checkpoints" / "3").is_dir():
+        assert time.monotonic() < deadline and children[0].poll() is None, first.text
+        time.sleep(0.1)
+    children[victim].kill()
+    began = time.monotonic()
+    assert children[1 - victim].wait(60) not in (0, None)
+    assert time.monotonic() - began < 60
+    for thread in (drain, first):
+        thread.join(10)
+    survivor = (first, drain)[1 - victim].text
+    assert "another process has died" in survivor or "another task died" in survivor, survivor
 
 
 def one_line(done, code=2) -> str:
