@@ -250,7 +250,7 @@ def train(
             if len(pending) > 1:
                 settle()
             if done % config.log_every == 0 or done in (start + 1, steps):
-                values = settle() | clock.read()
+                values = settle() | clock.read() | {"broken_videos": len(loader.broken)}
                 if first_process:
                     values |= progress.show(done, values)
                 writer.write_scalars(done, values)

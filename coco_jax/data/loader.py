@@ -1,20 +1,65 @@
 """Records to batches with Grain: sample, decode, augment, batch, share among processes.
 
 The order is a pure function of the seed: global batch n holds the same clips, augmented the same
-way, whatever the number of processes and workers, and wherever the run was taken up again.
+way, whatever the number of processes and workers, and wherever the run was taken up again. That holds
+for what takes the place of a video that cannot be decoded, too.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax.data import videos
 from coco_jax.data.dataset import Records
+from coco_jax.errors import UserError
+
+TRIES = 10  # videos of a class that are tried in the place of one that cannot be decoded
+
+
+@dataclasses.dataclass
+class TrainClip:
+    """A clip for training; where the video cannot be decoded, one of another video of its class."""
+
+    clip: "Clip"
+    peers: Mapping[int, Int[np.ndarray, " n"]]  # of each label, the records that may be shown
+    failed: set[int] = dataclasses.field(default_factory=set)
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Record `index`, or its replacement, as `Clip` gives it, and `broken`: `index`, or -1.
+
+        Raises:
+          UserError: no video of the class can be decoded, of `TRIES` that were tried.
+        """
+        # What a failing video drew from `rng` depends on what is known of it here already.
+        untouched = rng.bit_generator.state
+        if (found := self._attempt(index, rng)) is not None:
+            return found | {"broken": -1}
+        rng.bit_generator.state = untouched
+        peers = self.peers[int(self.clip.records.labels[index])]
+        order = rng.permutation(peers[peers != index])[:TRIES].tolist()
+        untouched = rng.bit_generator.state
+        for other in order:
+            if (found := self._attempt(other, rng)) is not None:
+                return found | {"broken": index}
+            rng.bit_generator.state = untouched
+        ids = ", ".join(self.clip.records.video_ids[i] for i in (index, *order))
+        raise UserError(f"no video of one class can be decoded ({ids}); build the dataset again")
+
+    def _attempt(self, index: int, rng: np.random.Generator) -> dict[str, Any] | None:
+        if index in self.failed:
+            return None
+        try:
+            return self.clip(index, rng)
+        except videos.VideoError:
+            self.failed.add(index)
+            return None
 
 
 @dataclasses.dataclass
@@ -95,8 +140,18 @@ def stored(record: dict[str, Any]) -> bytes | videos.Frames:
     return record["video"]
 
 
+def _ignore_signals(worker: int, workers: int) -> None:
+    """The process that workers belong to decides when they end: it may have a step to save."""
+    del worker, workers
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class TrainLoader:
-    """An endless stream of this process's share of the global batches, starting at any of them."""
+    """An endless stream of this process's share of the global batches, starting at any of them.
+
+    `broken` are the records that could not be decoded so far, each logged once.
+    """
 
     def __init__(
         self,
@@ -108,14 +163,17 @@ class TrainLoader:
         process: int = 0,
         processes: int = 1,
     ):
-        self.next_batch = start
+        self.next_batch, self.broken = start, set[int]()
+        self._clip = Clip(records, config, training=True)
+        labels_N = records.labels[indices]
+        peers = {int(label): indices[labels_N == label] for label in np.unique(labels_N)}
         share = config.data.batch // processes
         clips = (
             grain.MapDataset.source(indices.tolist())
             .seed(config.seed)
             .shuffle()
             .repeat()
-            .random_map(Clip(records, config, training=True))
+            .random_map(TrainClip(self._clip, peers))
             .batch(share)
         )
         # Sub-batch i belongs to process i mod P: together they are one global batch, in order.
@@ -125,13 +183,33 @@ class TrainLoader:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         )
         if config.data.workers:
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(config.data.workers))
+            stream = stream.mp_prefetch(
+                grain.MultiprocessingOptions(config.data.workers), worker_init_fn=_ignore_signals
+            )
         self._batches = iter(stream)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """`{"video": uint8 b T H W 3, "index": int b}`, b the batch over the processes."""
+        """`{"video": uint8 b T H W 3, "index", "broken": int b}`, b the batch over the processes.
+
+        `index` is the record shown, `broken` the one whose place it takes, or -1.
+        """
         self.next_batch += 1
-        return next(self._batches)
+        batch = next(self._batches)
+        for index in set(batch["broken"].tolist()) - self.broken - {-1}:
+            self.broken.add(index)
+            logging.warning(
+                "%s; another video of its class takes its place (%d such so far)",
+                self._reason(index), len(self.broken),
+            )  # fmt: skip
+        return batch
+
+    def _reason(self, index: int) -> str:
+        """Why a video cannot be decoded; who found out may have been another process."""
+        try:
+            self._clip(index, np.random.default_rng(0))
+        except videos.VideoError as error:
+            return str(error)
+        return f"{self._clip.records.video_ids[index]}: could not be decoded"
 
 
 def evaluation_batches(

@@ -1,11 +1,15 @@
 """The order of training clips: complete, shared without overlap, and taken up anywhere."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags, logging
 
 from coco_jax.data import dataset as datasets
+from coco_jax.data import videos
 from coco_jax.data.loader import Clip, TrainLoader, evaluation_batches
+from coco_jax.errors import UserError
 
 
 @pytest.fixture
@@ -94,3 +98,110 @@ def test_augmentation_keeps_a_clip_whole(records, tiny):
     for seed in range(5):
         out = clip._augment(still, np.random.default_rng(seed))
         assert out.shape == (4, 32, 32, 3) and (out == out[:1]).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged:
+    """A TFDS source some of whose videos are cut in the middle."""
+
+    source: object
+    cut: frozenset[int]
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        record = self.source[index]
+        if index in self.cut:
+            video = record["video"]
+            record = record | {"video": video[: len(video) // 3]}
+        return record
+
+
+def damaged(records, cut):
+    """The same records, `cut` of them corrupt."""
+    assert len(records.sources) == 1 or max(cut) < len(records.sources[0])
+    first, *others = records.sources
+    return dataclasses.replace(records, sources=(Damaged(first, frozenset(cut)), *others))
+
+
+@pytest.fixture
+def planted(records):
+    """Forty training videos of five classes, three of them corrupt, two of these of one class."""
+    classes = np.unique(records.labels[: len(records.sources[0])])[:5]
+    indices = np.concatenate([np.flatnonzero(records.labels == c)[:8] for c in classes])
+    return (
+        damaged(records, indices[[1, 2, 20]].tolist()),
+        indices,
+        set(indices[[1, 2, 20]].tolist()),
+    )
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_corrupt_video_is_replaced_by_another_of_its_class(
+    records, planted, tiny, cache, monkeypatch
+):
+    corrupt, indices, cut = planted
+    told = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
+    config = tiny(data__batch=8, data__cache=cache)
+    loader = TrainLoader(corrupt, indices, config)
+    epochs = [next(loader) for _ in range(15)]  # three
+    sound = stream(records, indices, config, 15)
+    for got, want in zip(epochs, sound, strict=True):
+        assert (want["broken"] == -1).all()
+        for n, index in enumerate(want["index"].tolist()):
+            shown = int(got["index"][n])
+            if index in cut:
+                assert got["broken"][n] == index and shown not in cut and shown in indices
+                assert records.labels[shown] == records.labels[index]
+            else:  # what is whole is as it was, to the last pixel
+                assert got["broken"][n] == -1 and shown == index
+                np.testing.assert_array_equal(got["video"][n], want["video"][n])
+    assert loader.broken == cut and len(told) == len(cut)
+    for index in cut:
+        assert sum(records.video_ids[index] in line for line in told) == 1
+
+
+def test_replacements_are_the_same_everywhere(planted, tiny):
+    """In worker processes, as shares of two processes, taken up later, with and without cache."""
+    flags.FLAGS.mark_as_parsed()
+    corrupt, indices, _ = planted
+    config = tiny(data__batch=8, data__cache=False)
+    whole = stream(corrupt, indices, config, 6)
+    assert any((b["broken"] >= 0).any() for b in whole[3:])
+    shares = [stream(corrupt, indices, config, 6, process=p, processes=2) for p in range(2)]
+    ways = {
+        "workers": stream(
+            corrupt, indices, tiny(data__batch=8, data__cache=False, data__workers=1), 6
+        ),
+        "cache": stream(corrupt, indices, tiny(data__batch=8), 6),
+        "later": whole[:3] + stream(corrupt, indices, config, 3, start=3),
+        "shares": [
+            {k: np.concatenate([share[n][k] for share in shares]) for k in whole[0]}
+            for n in range(6)
+        ],
+    }
+    for way, batches in ways.items():
+        for got, want in zip(batches, whole, strict=True):
+            for field in ("index", "broken", "video"):
+                np.testing.assert_array_equal(got[field], want[field], err_msg=f"{way} {field}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_class_without_a_whole_video_is_an_error(records, tiny, workers):
+    flags.FLAGS.mark_as_parsed()
+    label = records.labels[0]
+    indices = np.flatnonzero(records.labels[: len(records.sources[0])] == label)[:3]
+    corrupt = damaged(records, indices.tolist())
+    with pytest.raises(
+        UserError, match=r"no video of one class .*build the dataset again"
+    ) as caught:
+        stream(corrupt, indices, tiny(data__batch=2, data__workers=workers), 1)
+    assert all(records.video_ids[i] in str(caught.value) for i in indices)
+
+
+def test_evaluation_refuses_a_corrupt_video(planted, tiny):
+    corrupt, indices, _ = planted
+    with pytest.raises(videos.VideoError):
+        list(evaluation_batches(corrupt, indices, tiny(data__batch=8), 0))
