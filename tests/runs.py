@@ -66,17 +66,31 @@ def losses(folder: pathlib.Path) -> dict[int, float]:
     return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors("loss")}
 
 
-def final_params(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The parameters of a run's last checkpoint, by path."""
+def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """A run's finished checkpoints, oldest first; orbax names them so when they are whole."""
+    found = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def stored(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint's state, by path, whatever devices there are here."""
     import jax
     import orbax.checkpoint as ocp
 
     from coco_jax.sharding import path_of
 
-    checkpoints = folder / "checkpoints"
-    last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    tree = ocp.PyTreeCheckpointer().restore((checkpoints / str(last) / "state").absolute())
-    return {path_of(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree["params"])}
+    reader, path = ocp.PyTreeCheckpointer(), (checkpoint / "state").absolute()
+    plain = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    tree = reader.restore(path, restore_args=plain)
+    return {path_of(p): x for p, x in jax.tree.leaves_with_path(tree)}
+
+
+def final_params(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The parameters of a run's last checkpoint, by path."""
+    arrays = stored(checkpoints(folder)[-1])
+    return {path: x for path, x in arrays.items() if path.startswith("params/")}
 
 
 def result(folder: pathlib.Path) -> dict:
