@@ -9,7 +9,7 @@ def test_killed_twice_at_random_a_run_ends_as_if_it_had_not_been(
     data_dir, tmp_path, monkeypatch, compiled
 ):
     monkeypatch.setattr(kills, "STEPS", 8)
-    found = kills.play(2, 1, tmp_path, data_dir, "both")
+    found = kills.play(2, 1, tmp_path, data_dir, "both", uninterrupted=1)
     assert found["kills"] == 2 and found["runs"] >= 1 and found["wrong"] == []
     whole = tmp_path / "whole" / kills.RUN
     last = runs.checkpoints(whole)[-1]

@@ -170,7 +170,7 @@ def test_two_processes_give_the_losses_of_one_and_one_takes_them_over(data_dir, 
     assert [child.wait(30) for child in children] == [0, 0], told + drain.text
     (step,) = map(int, re.findall(r"stopped by SIGTERM; step (\d+) is saved", told))
     assert 10 <= step < 20
-    rest = runs.call(*runs.command(config, tmp_path / "two"))
+    rest = runs.call(*runs.command(config, tmp_path / "two"), devices=2)
     assert rest.returncode == 0, rest.stderr
     want, got = (runs.losses(tmp_path / name / RUN) for name in ("one", "two"))
     assert sorted(want) == sorted(got) == list(range(1, 21))
