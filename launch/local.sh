@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine, over loopback.
+#
+#   launch/local.sh --processes=2 --devices=4 -- --config=configs/demo.py --workdir=runs/two
+#
+# --processes=N   how many processes
+# --devices=M     virtual CPU devices of each (default 1)
+# --gpus          one GPU each instead
+# --dry-run       shows the commands and runs none
+# After -- come the flags of coco_jax.main. PYTHON names the interpreter (default .venv/bin/python).
+#
+# Ctrl-C and SIGTERM are passed on: the run saves its work and ends. Where a process fails, the others
+# have 90 seconds to end by themselves. The exit code is that of the first one that failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
+
+PROCESSES='' DEVICES=1 GPUS=0
+while (($#)); do
+  case $1 in
+    --help) help; exit 0 ;;
+    --dry-run) dry_run ;;
+    --gpus) GPUS=1 ;;
+    --) shift; break ;;
+    *) take "$1" PROCESSES DEVICES ;;
+  esac
+  shift
+done
+need PROCESSES
+[[ $PROCESSES =~ ^[1-9][0-9]*$ && $DEVICES =~ ^[1-9][0-9]*$ ]] ||
+  die "--processes=$PROCESSES, --devices=$DEVICES: give whole numbers above 0"
+(($#)) || die "no flags for coco_jax.main; give them after --, e.g. -- --config=configs/demo.py"
+PYTHON=${PYTHON:-.venv/bin/python}
+
+PORT=PORT
+if ((!DRY_RUN)); then
+  PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+fi
+
+children=() stopping=0 pass_on=0
+for ((i = 0; i < PROCESSES; i++)); do
+  if ((GPUS)); then
+    setting="CUDA_VISIBLE_DEVICES=$i"
+  else
+    setting="XLA_FLAGS=--xla_force_host_platform_device_count=$DEVICES"
+  fi
+  command=(env "$setting" "$PYTHON" -m coco_jax.main "$@")
+  if ((PROCESSES > 1)); then
+    command+=("--coordinator=127.0.0.1:$PORT" "--processes=$PROCESSES" "--process=$i")
+  fi
+  printf '%s\n' "$(quoted "${command[@]}")" >&3
+  ((DRY_RUN)) && continue
+  "${command[@]}" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2) &
+  children+=($!)
+done
+((DRY_RUN)) && exit 0
+
+# A shell without a terminal has its children ignore Ctrl-C: they are told by SIGTERM.
+trap 'pass_on=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+code=0 watchdog=''
+while ((${#children[@]})); do
+  this=0
+  wait -n "${children[@]}" || this=$?
+  left=()
+  for child in "${children[@]}"; do
+    if kill -0 "$child" 2>/dev/null; then left+=("$child"); fi
+  done
+  ended=$((${#children[@]} - ${#left[@]}))
+  children=("${left[@]}")
+  if ((pass_on)); then  # it was the signal that ended `wait`
+    pass_on=0
+    ((ended)) || continue
+    ((this > 128)) && this=0
+  fi
+  if ((this && !stopping)); then
+    code=$this stopping=1
+    if ((${#children[@]})); then
+      (sleep 90; kill -KILL "${children[@]}" 2>/dev/null) >/dev/null 2>&1 3>&- &
+      watchdog=$!
+    fi
+  fi
+done
+if [[ $watchdog ]]; then kill "$watchdog" 2>/dev/null || true; fi
+exit "$code"
