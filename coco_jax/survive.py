@@ -1,9 +1,11 @@
 """What a run survives: being told to stop (SIGTERM, as preemption does), and the death of a process."""
 
+import atexit
 import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -56,6 +58,7 @@ class Preemption:
                     file=sys.stderr,
                     flush=True,
                 )
+                _farewell.close()
                 os._exit(0)
 
     @contextlib.contextmanager
@@ -81,6 +84,37 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
         process_id=process,
         heartbeat_timeout_seconds=HEARTBEAT,
     )
+    _witness()
+
+
+# How a process that ends by itself tells its witness so.
+_farewell = contextlib.ExitStack()
+atexit.register(_farewell.close)
+
+
+def _witness() -> None:
+    """Starts a shell that speaks where this process can no longer: when C++ code aborts it.
+
+    Gloo and JAX's coordination service may do so where another process has died.
+    """
+    message = (
+        f"process {jax.process_index()} of {jax.process_count()} ended without a word of its own: it "
+        "was killed, or aborted as another process has died or cannot be reached. Start all of them "
+        "again with the same command: the run goes on from its last checkpoint"
+    )
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r end || echo "coco_jax.main: $1" >&2', "sh", message],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+    def say() -> None:
+        with contextlib.suppress(OSError):
+            assert shell.stdin is not None
+            shell.stdin.write(b"it ended by itself\n")
+            shell.stdin.close()
+            shell.wait(5)
+
+    _farewell.callback(say)
 
 
 @contextlib.contextmanager
@@ -115,4 +149,5 @@ def among_others(program: str) -> Iterator[None]:
             traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    _farewell.close()
     os._exit(code)
