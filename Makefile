@@ -30,8 +30,13 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## linting, types, and the whole suite
-	$(BIN)/python -m pytest -n 2
+# Apart from the rest: where JAX finds it beside itself, it looks for a TPU at each start.
+$(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $@ -r requirements-compile.txt
+	touch $@
+
+test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
+	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
 
 clean:  ## removes data and runs
 	rm -rf $(DATA) runs

@@ -82,10 +82,14 @@ def devices_of(topology: str) -> list[Any]:
     Raises:
       UserError: there is no such topology, or its compiler is not installed.
     """
+    name, _, shape = topology.partition(":")
+    if name in GPUS:
+        # Choosing among kernels needs a GPU to try them on.
+        flags = " --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
     import jax
     from jax.experimental import topologies
 
-    name, _, shape = topology.partition(":")
     try:
         if name in GPUS:
             kind, (major, minor), cores, memory, bandwidth, ghz = GPUS[name]
@@ -300,7 +304,7 @@ def show(config: ConfigDict, devices: list[Any], figures: dict[str, Figures], mo
         for what, (count, number) in x.collectives.items():
             lines.append(f"  {what:12} {count} of {number / 2**20:.1f} MiB together")
         if x.seconds is None or x.compute is None:
-            lines.append("  time         the GPU's compiler gives no estimate")
+            lines.append("  time         the GPUs' compiler gives no estimate, nor counts of FLOPs")
             continue
         lines.append(
             f"  time         {1000 * x.seconds:.1f} ms: {1000 * x.compute:.1f} of the compiler's cycles "

@@ -237,8 +237,8 @@ def train(
                 label=global_batch(program.mesh, labels),
                 **task.step_texts(step),  # type: ignore[typeddict-item]
             )
-            if progress.flops is None and jax.devices()[0].device_kind in chips.CHIPS:
-                progress.flops = model_flops(config, batch) / jax.device_count()
+            if step == first_step:
+                progress.flops = _needed(config, batch)
             profile.before(done)
             with jax.profiler.StepTraceAnnotation("train", step_num=done):
                 state, terms = program.step(state, batch, key)
@@ -268,6 +268,16 @@ def train(
                 raise Stopped
     stop.leave()
     return state
+
+
+def _needed(config: ConfigDict, batch: Batch) -> float | None:
+    """FLOPs that each device needs a step; None where its peak is not known, or no CPU counts them."""
+    if jax.devices()[0].device_kind not in chips.CHIPS:
+        return None
+    try:
+        return model_flops(config, batch) / jax.device_count()
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
 
 
 class _Pending(NamedTuple):

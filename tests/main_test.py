@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from coco_jax import main
 from coco_jax.errors import UserError
@@ -24,7 +25,7 @@ def finished(tmp_path_factory, data_dir):
     """A tiny sweep of two ablations, run to its end."""
     folder = tmp_path_factory.mktemp("finished")
     config = runs.write_config(folder / "config.py", data_dir, sweep__ablation=("label", "full"))
-    done = runs.call(*runs.command(config, folder / "run"))
+    done = runs.call(*runs.command(config, folder / "run", "--profile_steps=3:4"))
     assert done.returncode == 0, done.stderr
     return config, folder / "run", done
 
@@ -45,6 +46,21 @@ def test_a_sweep_leaves_results_figures_and_a_table(finished):
     assert "| label " in done.stdout and "| full " in done.stdout
     assert "parameters" in done.stderr and "clips/s" in done.stderr
     assert (workdir / RUN / "parameters.txt").read_text().count("kernel") > 5
+
+
+def test_a_step_s_time_is_split_and_traced(finished):
+    _, workdir, done = finished
+    parts = [runs.losses(workdir / RUN, f"seconds/{what}") for what in ("data", "host", "device")]
+    for step, whole in runs.losses(workdir / RUN, "seconds/step").items():
+        assert whole == pytest.approx(sum(part[step] for part in parts), rel=1e-5)
+        assert all(part[step] >= 0 for part in parts)
+    assert set(runs.losses(workdir / RUN, "broken_videos").values()) == {0}
+    assert "clips/s (data " in done.stderr and "MFU" not in done.stderr  # a CPU's peak is not known
+    (trace,) = (workdir / RUN / "plugins" / "profile").glob("*/*.xplane.pb")
+    lines = [line for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines]
+    events = [event for line in lines for event in line.events if event.name == "train"]
+    assert [dict(event.stats)["step_num"] for event in events] == [3, 4]
+    assert f"tensorboard --logdir={workdir / RUN}" in done.stderr
 
 
 def test_a_finished_sweep_is_not_trained_again(finished):

@@ -57,13 +57,13 @@ def call(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
     )
 
 
-def losses(folder: pathlib.Path) -> dict[int, float]:
-    """The losses that a run wrote for TensorBoard, by step."""
+def losses(folder: pathlib.Path, tag: str = "loss") -> dict[int, float]:
+    """The losses, or other scalars, that a run wrote for TensorBoard, by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors("loss")}
+    return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
