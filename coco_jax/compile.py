@@ -24,18 +24,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from coco_jax.chips import CHIPS, Chip
-from coco_jax.errors import UserError, quiet, reported
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "TPU: v5e:16x16, v5p:2x2x2, v6e:4x4 ...; GPU: h100:8, a100:8."
-)
-_SEEN = flags.DEFINE_integer("seen", 400, "Seen classes; Kinetics-400's by default.", 1)
-_POOL = flags.DEFINE_integer(
-    "unseen", 160, "Unseen classes (the pool's in training); Kinetics-ZSAR's.", 1
-)
-_EACH = flags.DEFINE_integer("batch_per_device", None, "Sets config.data.batch to this a device.")
-_JSON = flags.DEFINE_string("json", None, "A file that takes the figures too.")
+from coco_jax.errors import UserError, parser, quiet, reported
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
@@ -319,32 +308,45 @@ def show(config: ConfigDict, devices: list[Any], figures: dict[str, Figures], mo
     return "\n".join(lines)
 
 
+def define_flags() -> None:
+    """The command's flags; not at import, since `coco_jax.main` has a --config too."""
+    config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+    flags.DEFINE_string(
+        "topology", None, "TPU: v5e:16x16, v5p:2x2x2, v6e:4x4 ...; GPU: h100:8, a100:8."
+    )
+    flags.DEFINE_integer("seen", 400, "Seen classes; Kinetics-400's by default.", 1)
+    flags.DEFINE_integer(
+        "unseen", 160, "Unseen classes (the pool's in training); Kinetics-ZSAR's.", 1
+    )
+    flags.DEFINE_integer("batch_per_device", None, "Sets config.data.batch to this a device.", 1)
+    flags.DEFINE_string("json", None, "A file that takes the figures too.")
+
+
 def main(argv: list[str]) -> None:
     """Compiles, prints, and says with exit code 2 what does not fit."""
     del argv
     quiet()
+    given = flags.FLAGS
+    config, seen, pool = given.config, given.seen, given.unseen
     with reported("coco_jax.compile"):
-        if _CONFIG.value is None or not _TOPOLOGY.value:
-            raise UserError(
-                "--config and --topology are needed, e.g. --config=configs/k400_zsar.py "
-                "--topology=v5e:2x4"
-            )
-        config = _CONFIG.value
+        if not given.topology:
+            raise UserError("--topology is missing, e.g. --topology=v5e:2x4")
         from coco_jax.step import abstract_batch, model_flops
 
-        devices = devices_of(_TOPOLOGY.value)
-        if _EACH.value:
-            config.data.batch = _EACH.value * len(devices)
-        figures = compile_steps(config, devices, _SEEN.value, _POOL.value)
-        model = model_flops(config, abstract_batch(config, _SEEN.value, _POOL.value))
+        devices = devices_of(given.topology)
+        if given.batch_per_device:
+            config.data.batch = given.batch_per_device * len(devices)
+        figures = compile_steps(config, devices, seen, pool)
+        model = model_flops(config, abstract_batch(config, seen, pool))
         print(show(config, devices, figures, model))
-        if _JSON.value:
+        if given.json:
             whole = {name: x._asdict() for name, x in figures.items()}
-            about = {"topology": _TOPOLOGY.value, "devices": len(devices), "model_flops": model}
-            pathlib.Path(_JSON.value).write_text(
+            about = {"topology": given.topology, "devices": len(devices), "model_flops": model}
+            pathlib.Path(given.json).write_text(
                 json.dumps(about | {"steps": whole}, indent=1) + "\n"
             )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    define_flags()
+    app.run(main, flags_parser=parser("coco_jax.compile"))

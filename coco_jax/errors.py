@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import flags, logging
 
@@ -29,6 +29,34 @@ def reported(program: str) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def parser(program: str, words: bool = False) -> Callable[[list[str]], list[str]]:
+    """What absl's `app.run` reads a command's flags with: a wrong one is one line and exit code 2.
+
+    A command with a --config needs it, and needs it to load; `words` are arguments that are no flags.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        with reported(program):
+            see = "see --help"
+            try:
+                left = flags.FLAGS(argv)
+                if "config" in flags.FLAGS:
+                    see = "fields and their meaning: coco_jax/config.py"
+                    if flags.FLAGS.config is None:
+                        raise UserError("--config is missing; try --config=configs/demo.py")
+                    flags.FLAGS.config.to_dict()  # a file that cannot load says so only when used
+            except (
+                flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError,
+                ImportError,
+            ) as error:  # fmt: skip
+                raise UserError(f"{' '.join(str(error).split())} ({see})") from error
+            if len(left) > 1 and not words:
+                raise UserError(f"{left[1]!r} is not a flag; see --help")
+        return left
+
+    return parse
 
 
 def quiet() -> None:

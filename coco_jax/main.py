@@ -11,7 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from coco_jax.errors import UserError, quiet, reported
+from coco_jax.errors import UserError, parser, quiet, reported
 
 if TYPE_CHECKING:
     from coco_jax.survive import Preemption
@@ -32,25 +32,6 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes run.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is.")
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses flags; whatever is wrong with them is one line and exit code 2."""
-    with reported("coco_jax.main"):
-        try:
-            left = flags.FLAGS(argv)
-            if _CONFIG.value is None:
-                raise UserError("--config is missing; try --config=configs/demo.py")
-            _CONFIG.value.to_dict()  # a file that could not be loaded says so only when it is used
-        except (
-            flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError,
-            ImportError,
-        ) as error:  # fmt: skip
-            text = " ".join(str(error).split())
-            raise UserError(f"{text} (fields and their meaning: coco_jax/config.py)") from error
-        if len(left) > 1:
-            raise UserError(f"{left[1]!r} is not a flag; flags are --config, --workdir, --mode")
-    return left
 
 
 def runs_of(config: ConfigDict) -> Iterator[ConfigDict]:
@@ -175,4 +156,4 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser("coco_jax.main"))

@@ -22,7 +22,7 @@ from coco_jax.config import default
 from coco_jax.data import videos
 from coco_jax.data.descriptions import Bank
 from coco_jax.data.text import Tokenizer, load_tokenizer
-from coco_jax.errors import UserError, quiet, reported
+from coco_jax.errors import UserError, parser, quiet, reported
 from coco_jax.step import Params, Program, make_program
 from coco_jax.task import label_ids
 
@@ -199,10 +199,9 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
 
 def main(argv: list[str]) -> None:
     """The command."""
+    del argv
     quiet()
     with reported("coco_jax.predict"):
-        if len(argv) > 1:
-            raise UserError(f"{argv[1]!r} is not a flag; name videos with --video=FILE")
         if not _CHECKPOINT.value:
             raise UserError("--checkpoint is missing; name a run's folder")
         if not _VIDEOS.value:
@@ -223,14 +222,5 @@ def main(argv: list[str]) -> None:
             print(f"  {score:6.1%}  {name}")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses flags; whatever is wrong with them is one line and exit code 2."""
-    with reported("coco_jax.predict"):
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(f"{' '.join(str(error).split())}; see --help") from error
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parser("coco_jax.predict"))

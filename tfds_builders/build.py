@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets everyone
 
 from absl import app, flags
 
-from coco_jax.errors import UserError, reported
+from coco_jax.errors import UserError, parser, reported
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where built datasets go (config.data.dir).")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Where files placed by hand lie.")
@@ -154,4 +154,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parser("tfds_builders.build", words=True))
