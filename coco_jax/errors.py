@@ -40,10 +40,11 @@ def parser(program: str, words: bool = False) -> Callable[[list[str]], list[str]
     def parse(argv: list[str]) -> list[str]:
         with reported(program):
             see = "see --help"
+            if "config" in flags.FLAGS:
+                see = "see --help; fields of --config: coco_jax/config.py"
             try:
                 left = flags.FLAGS(argv)
                 if "config" in flags.FLAGS:
-                    see = "fields and their meaning: coco_jax/config.py"
                     if flags.FLAGS.config is None:
                         raise UserError("--config is missing; try --config=configs/demo.py")
                     flags.FLAGS.config.to_dict()  # a file that cannot load says so only when used
@@ -51,7 +52,10 @@ def parser(program: str, words: bool = False) -> Callable[[list[str]], list[str]
                 flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError, SyntaxError,
                 ImportError,
             ) as error:  # fmt: skip
-                raise UserError(f"{' '.join(str(error).split())} ({see})") from error
+                text = str(error)
+                if isinstance(error, KeyError | AttributeError):
+                    text = f"no such field: {error.args[0]}"
+                raise UserError(f"{' '.join(text.split())} ({see})") from error
             if len(left) > 1 and not words:
                 raise UserError(f"{left[1]!r} is not a flag; see --help")
         return left
