@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -238,6 +239,16 @@ def test_bad_flags_are_one_line(finished, tmp_path):
     }
     for command, message in cases.items():
         assert message in one_line(runs.call(*command))
+
+
+@pytest.mark.parametrize(
+    "module", ["coco_jax.main", "coco_jax.predict", "coco_jax.compile", "tfds_builders.build"]
+)
+def test_every_command_refuses_a_flag_it_does_not_know(module):
+    done = runs.call(sys.executable, "-m", module, "--mood=both")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{module}: Unknown command line flag 'mood'")
 
 
 def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
