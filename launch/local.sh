@@ -38,7 +38,10 @@ if ((!DRY_RUN)); then
   PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 
-children=() stopping=0 pass_on=0
+# Before any is started: a signal at any moment is passed on to those there are. It is SIGTERM, since a
+# shell without a terminal has its children ignore Ctrl-C.
+children=() stopping=0 told=0
+trap 'told=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < PROCESSES; i++)); do
   if ((GPUS)); then
     setting="CUDA_VISIBLE_DEVICES=$i"
@@ -55,9 +58,8 @@ for ((i = 0; i < PROCESSES; i++)); do
   children+=($!)
 done
 ((DRY_RUN)) && exit 0
+if ((told)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
 
-# A shell without a terminal has its children ignore Ctrl-C: they are told by SIGTERM.
-trap 'pass_on=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 code=0 watchdog=''
 while ((${#children[@]})); do
   this=0
@@ -66,13 +68,9 @@ while ((${#children[@]})); do
   for child in "${children[@]}"; do
     if kill -0 "$child" 2>/dev/null; then left+=("$child"); fi
   done
-  ended=$((${#children[@]} - ${#left[@]}))
   children=("${left[@]}")
-  if ((pass_on)); then  # it was the signal that ended `wait`
-    pass_on=0
-    ((ended)) || continue
-    ((this > 128)) && this=0
-  fi
+  # The signal that ended `wait`, or that ended a process which had nothing to save yet.
+  if ((told && (this == 143 || this == 130))); then this=0; fi
   if ((this && !stopping)); then
     code=$this stopping=1
     if ((${#children[@]})); then

@@ -14,9 +14,13 @@ fi
 workdir=$1
 shift
 
+# The trap comes first: a signal at any moment is passed on, or the command is not begun.
+child='' told=0
+trap 'told=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
+((told)) && exit 75
 "$@" &
-child=$! told=0
-trap 'told=1; kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
+child=$!
+if ((told)); then kill -TERM "$child" 2>/dev/null || true; fi
 code=0
 wait "$child" || code=$?
 while kill -0 "$child" 2>/dev/null; do  # a signal ends `wait` before the command ends

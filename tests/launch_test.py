@@ -309,6 +309,19 @@ def test_until_done_tells_a_run_that_is_done_from_one_that_was_stopped(tmp_path)
     assert until_done(tmp_path, saves, told=True) == 0  # it was all done when it was told
 
 
+def test_a_signal_right_at_the_start_is_passed_on(tmp_path):
+    """On one core the command often runs before the launcher does anything more."""
+    command = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
+    core = min(os.sched_getaffinity(0))
+    for _ in range(30):
+        child = subprocess.Popen(
+            ["taskset", "-c", str(core), LAUNCH / "until_done.sh", tmp_path, "bash", "-c", command],
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        child.communicate(timeout=20)  # waits for all who hold the pipe
+        assert child.returncode == 75
+
+
 def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path):
     (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*" >> $STUB/calls\nexit $CODE\n')
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*" >> $STUB/calls\n')
