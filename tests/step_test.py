@@ -35,6 +35,12 @@ def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
     return jax.tree.map(jnp.asarray, made)
 
 
+@nnx.jit
+def losses_of(model, batch):
+    """One compilation of the whole is much quicker than one of each operation."""
+    return model.losses(batch)
+
+
 def run(config, steps, devices=1, batches=None):
     """The losses of some steps and the parameters after them."""
     program = make_program(config, sharding.make_mesh(config, jax.devices()[:devices]))
@@ -94,7 +100,7 @@ def test_microbatches_sum_to_the_gradient_of_their_mean_loss(tiny):
     got, _ = run(cut, 1, 1, [batch])
     model = CoCo(config, rngs=nnx.Rngs(params=jax.random.key(0)))
     parts = [
-        model.losses({**batch, "video": batch["video"][i::4], "label": batch["label"][i::4]})[
+        losses_of(model, {**batch, "video": batch["video"][i::4], "label": batch["label"][i::4]})[
             "loss"
         ]
         for i in range(4)
@@ -121,7 +127,7 @@ def test_microbatches_sum_to_the_gradient_of_their_mean_loss(tiny):
 def test_an_ablation_has_its_terms_and_no_others(tiny, ablation):
     config = tiny(ablation=ablation)
     model = CoCo(config, rngs=nnx.Rngs(0))
-    terms = model.losses(random_batch(config))
+    terms = losses_of(model, random_batch(config))
     expected = {"loss", "tau", "label"}
     expected |= {"description"} if ablation in ("label+desc", "full") else set()
     expected |= {"cycle"} if ablation in ("label+cycle", "full") else set()
@@ -139,9 +145,8 @@ def test_an_ablation_has_its_terms_and_no_others(tiny, ablation):
 def test_every_parameter_gets_a_gradient(tiny, pool):
     config = tiny(cycle__pool=pool)
     graph, params, rest = nnx.split(CoCo(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    grads = jax.grad(lambda p: nnx.merge(graph, p, rest).losses(random_batch(config))["loss"])(
-        params
-    )
+    batch = random_batch(config)
+    grads = jax.jit(jax.grad(lambda p: nnx.merge(graph, p, rest).losses(batch)["loss"]))(params)
     flat = {sharding.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
     # Softmax does not see what a key's bias adds to all of its scores.
     silent = {name for name, grad in flat.items() if not np.abs(grad).max() > 0}
@@ -154,8 +159,10 @@ def test_bfloat16_is_of_activations_alone(tiny):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
         jnp.dtype("float32")
     }
-    assert all(value.dtype == jnp.float32 for value in model.losses(random_batch(config)).values())
-    assert model.video(jnp.zeros((1, 4, 32, 32, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+    terms = nnx.eval_shape(losses_of, model, random_batch(config))
+    assert all(value.dtype == jnp.float32 for value in terms.values())
+    video = jax.ShapeDtypeStruct((1, 4, 32, 32, 3), jnp.bfloat16)
+    assert nnx.eval_shape(lambda m, x: m.video(x), model, video).dtype == jnp.bfloat16
 
 
 def test_remat_changes_memory_and_no_number(tiny):
