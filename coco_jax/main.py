@@ -133,7 +133,7 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # Runs of a sweep differ little; what one compiled serves the others.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # A single value that was asked for on the command line stands in for the file's sweep.
     for field in set(config_flags.get_override_values(flags.FLAGS["config"])) & set(config.sweep):
         config.sweep[field] = ()

@@ -28,10 +28,10 @@ def test_shuffled_descriptions_do_not(data_dir, tmp_path):
     """Each class told as another is: seen classes are learned, unseen ones are guessed.
 
     A permutation gives some classes by luck what looks like them, and one class is a sixth of a
-    split's videos; so the mean is over three splits, 18 classes.
+    split's videos; so the mean is over two splits, 12 classes.
     """
-    flags = ("--config.text.shuffle=True", "--config.sweep.split=('1','2','3')")
+    flags = ("--config.text.shuffle=True", "--config.sweep.split=('1','2')")
     train(data_dir, tmp_path, 120, *flags)
-    found = [runs.result(tmp_path / f"label+desc/split{split}/seed0") for split in (1, 2, 3)]
-    assert sum(run["top1"] for run in found) / 3 < 2 * CHANCE
+    found = [runs.result(tmp_path / f"label+desc/split{split}/seed0") for split in (1, 2)]
+    assert sum(run["top1"] for run in found) / 2 < 2 * CHANCE
     assert all(run["generalised"]["seen"] > 0.1 for run in found)  # of 24 candidates: 0.04
