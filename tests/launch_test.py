@@ -271,11 +271,12 @@ def test_local_returns_the_code_of_the_process_that_failed(worker):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_signals_on(worker, number):
-    # Where the tests run in the background, SIGINT is ignored, and no shell could take it.
+    # Where the tests run in the background, SIGINT is ignored, and no shell can take it back.
+    anew = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     child = subprocess.Popen(
-        [LAUNCH / "local.sh", "--processes=2", *FLAGS], env=worker("wait"),
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", anew + "os.execv(sys.argv[1], sys.argv[1:])",
+         LAUNCH / "local.sh", "--processes=2", *FLAGS],
+        env=worker("wait"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     for _ in range(2):
         assert "at work" in child.stdout.readline()
