@@ -7,9 +7,7 @@ The compiler is the machines' own: libtpu's for TPUs; for NVIDIA's GPUs that of 
 or a driver. No data is needed, only the numbers of classes.
 """
 
-import json
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -319,7 +317,6 @@ def define_flags() -> None:
         "unseen", 160, "Unseen classes (the pool's in training); Kinetics-ZSAR's.", 1
     )
     flags.DEFINE_integer("batch_per_device", None, "Sets config.data.batch to this a device.", 1)
-    flags.DEFINE_string("json", None, "A file that takes the figures too.")
 
 
 def main(argv: list[str]) -> None:
@@ -339,12 +336,6 @@ def main(argv: list[str]) -> None:
         figures = compile_steps(config, devices, seen, pool)
         model = model_flops(config, abstract_batch(config, seen, pool))
         print(show(config, devices, figures, model))
-        if given.json:
-            whole = {name: x._asdict() for name, x in figures.items()}
-            about = {"topology": given.topology, "devices": len(devices), "model_flops": model}
-            pathlib.Path(given.json).write_text(
-                json.dumps(about | {"steps": whole}, indent=1) + "\n"
-            )
 
 
 if __name__ == "__main__":

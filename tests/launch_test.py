@@ -312,17 +312,28 @@ def test_until_done_tells_a_run_that_is_done_from_one_that_was_stopped(tmp_path)
     assert until_done(tmp_path, saves, told=True) == 0  # it was all done when it was told
 
 
-def test_a_signal_right_at_the_start_is_passed_on(tmp_path):
+AT_ONCE = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("until_done.sh", "WORKDIR", "bash", "-c", AT_ONCE), 75), (("local.sh", "--processes=3"), 0)],
+)
+def test_a_signal_right_at_the_start_is_passed_on(tmp_path, words, code):
     """On one core the command often runs before the launcher does anything more."""
-    command = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
-    core = min(os.sched_getaffinity(0))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 1 && exit\n{AT_ONCE}\n')
+    python.chmod(0o755)
+    core = str(min(os.sched_getaffinity(0)))
+    flags = FLAGS if words[0] == "local.sh" else ()
     for _ in range(30):
         child = subprocess.Popen(
-            ["taskset", "-c", str(core), LAUNCH / "until_done.sh", tmp_path, "bash", "-c", command],
-            stdout=subprocess.PIPE,
+            ["taskset", "-c", core, LAUNCH / words[0], *words[1:], *flags], cwd=tmp_path,
+            env=os.environ | {"PYTHON": str(python)}, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         child.communicate(timeout=20)  # waits for all who hold the pipe
-        assert child.returncode == 75
+        assert child.returncode == code
 
 
 def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path):
