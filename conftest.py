@@ -55,14 +55,16 @@ def clips() -> pathlib.Path:
 
 def tiny_config(data_dir: str, **changes):
     """The demo, small enough that a step takes milliseconds; `changes` are `data__batch=8`."""
-    from configs import demo
+    from coco_jax.configs import demo
 
     config = demo.get_config()
     config.sweep.ablation = ()
     config.data.update(dir=data_dir, batch=16)
     config.text.update(descriptions=2, eval_descriptions=4, vocabulary=300, length=16)
-    config.video.update(frames=4, size=32, patch=16, width=32, heads=2, depth=1, temporal_depth=1)
-    config.tower_text.update(width=32, heads=2)
+    config.video_tower.update(
+        frames=4, size=32, patch=16, width=32, heads=2, depth=1, temporal_depth=1
+    )
+    config.text_tower.update(width=32, heads=2)
     config.model.dim = 32
     config.optimizer.update(steps=6, warmup=2)
     config.update(checkpoint_every=3, log_every=1)

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from coco_jax.data.bank import BFLOAT16, FeatureBank
+from coco_jax.data.text_feature_cache import BFLOAT16, FeatureSampler
 
 ACTIONS = 1211  # arXiv 2401.11654
 
@@ -58,7 +58,7 @@ def main() -> None:
     features_NW = np.lib.format.open_memmap(path, "r").view(BFLOAT16)
     # As in a corpus: an action's rows lie anywhere.
     place_X = np.random.default_rng(1).permutation(args.rows)[: counts_K.sum()]
-    bank = FeatureBank(features_NW, place_X, counts_K)
+    bank = FeatureSampler(features_NW, place_X, counts_K)
     rng, times, memory = np.random.default_rng(2), [], []
     for _ in range(args.draws):
         began = time.perf_counter()

@@ -76,7 +76,7 @@ def main() -> None:
     got = subprocess.run(
         [sys.executable, "-m", "coco_jax.main", "--config=configs/features.py",
          f"--workdir={work / 'run'}", f"--config.data.dir={work / 'data'}",
-         f"--config.text.weights={minilm}", f"--config.text.tokenizer={minilm}"],
+         f"--config.text_tower.weights={minilm}", f"--config.text.tokenizer={minilm}"],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     print(re.sub(r"\n{2,}", "\n", got.stdout))

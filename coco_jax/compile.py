@@ -21,8 +21,8 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # no driver is ne
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from coco_jax.chips import CHIPS, Chip
 from coco_jax.errors import UserError, parser, quiet, reported
+from coco_jax.training.chips import CHIPS, Chip
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
@@ -212,11 +212,11 @@ def compile_steps(
     import jax.numpy as jnp
 
     from coco_jax import sharding
-    from coco_jax.step import abstract_batch, make_program
+    from coco_jax.training.step import abstract_batch, make_program
 
     kind = devices[0].device_kind
     if kind not in CHIPS:
-        raise UserError(f"{kind!r} is not known; add it to coco_jax/chips.py")
+        raise UserError(f"{kind!r} is not known; add it to coco_jax/training/chips.py")
     program = make_program(config, sharding.make_mesh(config, devices))
     batch, params = abstract_batch(config, seen, pool), program.abstract.params
     count, dim, many = seen + pool, config.model.dim, config.text.eval_descriptions
@@ -237,7 +237,7 @@ def compile_steps(
     }
     figures = {}
     for name, (function, arguments) in jobs.items():
-        repeats = config.optimizer.accumulate if name == "training step" else 1
+        repeats = config.optimizer.microbatches if name == "training step" else 1
         try:
             compiled = function.lower(*arguments).compile()  # type: ignore[attr-defined]
         except jax.errors.JaxRuntimeError as error:
@@ -266,7 +266,7 @@ def remedies(config: ConfigDict) -> str:
         tried.append("--config.model.remat=True")
     if config.model.dtype == "float32":
         tried.append("--config.model.dtype=bfloat16")
-    tried.append(f"--config.optimizer.accumulate={2 * config.optimizer.accumulate}")
+    tried.append(f"--config.optimizer.microbatches={2 * config.optimizer.microbatches}")
     tried.append(f"--config.mesh.fsdp={2 * max(config.mesh.fsdp, 1)}")
     return f"try {', then '.join(tried)}, or a smaller --batch_per_device"
 
@@ -277,7 +277,7 @@ def show(config: ConfigDict, devices: list[Any], figures: dict[str, Figures], mo
     mesh = " x ".join(f"{axis}={config.mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
     lines = [
         f"{len(devices)} x {kind}, {chip.memory / 2**30:.0f} GiB each; mesh {mesh}, "
-        f"{config.data.batch} videos a step, {config.optimizer.accumulate} microbatches; per device:"
+        f"{config.data.batch} videos a step, {config.optimizer.microbatches} microbatches; per device:"
     ]
     gib = 2.0**30
     for name, x in figures.items():
@@ -328,7 +328,7 @@ def main(argv: list[str]) -> None:
     with reported("coco_jax.compile"):
         if not given.topology:
             raise UserError("--topology is missing, e.g. --topology=v5e:2x4")
-        from coco_jax.step import abstract_batch, model_flops
+        from coco_jax.training.step import abstract_batch, model_flops
 
         devices = devices_of(given.topology)
         if given.batch_per_device:

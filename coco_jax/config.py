@@ -19,7 +19,7 @@ def default() -> ConfigDict:
     # validation: test on the split's validation classes instead, or, where it has none, hold
     # `validation_classes` of the seen ones out. All choices are made here; the unseen classes take
     # no part in it.
-    # cross: train on the seen classes of `data.name`, test on `data.tested`.
+    # cross: train on the seen classes of `data.name`, test on `data.test_name`.
     c.protocol = "test"
     c.validation_classes = 6
 
@@ -35,9 +35,9 @@ def default() -> ConfigDict:
     c.data.dir = "data"  # TFDS data_dir
     # Under the protocol "cross": the dataset tested, in which of its class splits, and whether seen
     # classes of the same name as a tested one are kept in training (the literature's custom) or not.
-    c.data.tested = ml_collections.config_dict.placeholder(str)
-    c.data.tested_splits = ("1",)
-    c.data.overlap = "keep"  # keep | drop
+    c.data.test_name = ml_collections.config_dict.placeholder(str)
+    c.data.test_splits = ("1",)
+    c.data.shared_classes = "keep"  # keep | drop
     c.data.batch = 64  # videos a step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of this one
     c.data.threads = 4
@@ -56,61 +56,63 @@ def default() -> ConfigDict:
     c.text.templates = ("{}", "a video of {}", "a person doing {}")
     c.text.descriptions = 8  # M: descriptions a class, drawn afresh each step
     c.text.eval_descriptions = 64  # at evaluation, always the same ones
-    c.text.weights = ""  # a published checkpoint of the text tower: a path, or hf:org/name
     c.text.tokenizer = ""  # its tokenizer: a path, or hf:org/name; "": learn one from the texts
-    c.text.style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
+    c.text.tokenizer_style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
     c.text.length = 32  # tokens a text, cut or padded
     c.text.vocabulary = 512  # sentencepiece pieces
-    c.text.shuffle = False  # control: give each class another's descriptions; ruins the result
+    c.text.shuffle_descriptions = (
+        False  # control: give each class another's descriptions; ruins the result
+    )
 
-    c.video = ConfigDict()
-    c.video.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
+    c.video_tower = ConfigDict()
+    c.video_tower.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
     # all | lora | none: what of the tower learns. What comes after it, and what was added to a
     # published tower to see time, always does.
-    c.video.trains = "all"
-    c.video.kind = "video"  # video: the transformer; features: an MLP over stored features
-    c.video.features = 2048  # their width
-    c.video.frames = 8
-    c.video.size = 224  # pixels a side
-    c.video.patch = 16
-    c.video.tubelet = 1  # frames a patch spans
-    c.video.width = 768
-    c.video.heads = 12
-    c.video.mlp_ratio = 4.0
-    c.video.depth = 12  # blocks within a frame
+    c.video_tower.trainable = "all"
+    c.video_tower.kind = "video"  # video: the transformer; features: an MLP over stored features
+    c.video_tower.feature_dim = 2048  # their width
+    c.video_tower.frames = 8
+    c.video_tower.size = 224  # pixels a side
+    c.video_tower.patch = 16
+    c.video_tower.tubelet = 1  # frames a patch spans
+    c.video_tower.width = 768
+    c.video_tower.heads = 12
+    c.video_tower.mlp_ratio = 4.0
+    c.video_tower.depth = 12  # blocks within a frame
     # blocks | mean | transformer | divided | shift | tokens: how frames see each other
     # (models/temporal.py); on a published image tower all but `blocks` start as the mean.
-    c.video.temporal = "blocks"
-    c.video.temporal_depth = 2  # blocks across frames, where `temporal` has some
-    c.video.auxiliary_depth = 0  # blocks across all tokens after them; with `tokens` only
-    c.video.pool = "cls"  # cls | map | wide_map | mean
-    c.video.activation = "gelu"
-    c.video.dropout = 0.0
-    c.video.patch_bias = True
-    c.video.pre_norm = False  # a LayerNorm before the first block, as CLIP has
-    c.video.epsilon = 1e-6  # of every LayerNorm
-    c.video.cap = 0.0  # bound of the attention's logits; 0: none
-    c.video.mean = (0.5, 0.5, 0.5)
-    c.video.std = (0.5, 0.5, 0.5)
+    c.video_tower.temporal = "blocks"
+    c.video_tower.temporal_depth = 2  # blocks across frames, where `temporal` has some
+    c.video_tower.auxiliary_depth = 0  # blocks across all tokens after them; with `tokens` only
+    c.video_tower.pool = "cls"  # cls | map | wide_map | mean
+    c.video_tower.activation = "gelu"
+    c.video_tower.dropout = 0.0
+    c.video_tower.patch_bias = True
+    c.video_tower.pre_norm = False  # a LayerNorm before the first block, as CLIP has
+    c.video_tower.norm_epsilon = 1e-6  # of every LayerNorm
+    c.video_tower.attention_logit_cap = 0.0  # bound of the attention's logits; 0: none
+    c.video_tower.mean = (0.5, 0.5, 0.5)
+    c.video_tower.std = (0.5, 0.5, 0.5)
 
-    c.tower_text = ConfigDict()
+    c.text_tower = ConfigDict()
+    c.text_tower.weights = ""  # a published checkpoint of the text tower: a path, or hf:org/name
     # all | lora | none. With none every text goes through the tower once, into a bank on disk under
     # data.dir, and each step draws M features a class from that.
-    c.tower_text.trains = "all"
-    c.tower_text.width = 512
-    c.tower_text.heads = 8
-    c.tower_text.mlp_ratio = 4.0
-    c.tower_text.depth = 12
-    c.tower_text.pool = "mean"  # mean | map | last | eos | cls
-    c.tower_text.activation = "gelu"
-    c.tower_text.dropout = 0.0
-    c.tower_text.norm = "pre"  # pre | post (BERT)
-    c.tower_text.causal = False  # a token sees what comes before it only
-    c.tower_text.mask_padding = True  # id 0 is padding, and nobody looks at it
-    c.tower_text.position = "learned"  # learned | sinusoid
-    c.tower_text.epsilon = 1e-6
-    c.tower_text.cap = 0.0
-    c.tower_text.out_bias = False  # a bias in the projection to the shared embedding
+    c.text_tower.trainable = "all"
+    c.text_tower.width = 512
+    c.text_tower.heads = 8
+    c.text_tower.mlp_ratio = 4.0
+    c.text_tower.depth = 12
+    c.text_tower.pool = "mean"  # mean | map | last | eos | cls
+    c.text_tower.activation = "gelu"
+    c.text_tower.dropout = 0.0
+    c.text_tower.norm = "pre"  # pre | post (BERT)
+    c.text_tower.causal = False  # a token sees what comes before it only
+    c.text_tower.mask_padding = True  # id 0 is padding, and nobody looks at it
+    c.text_tower.position = "learned"  # learned | sinusoid
+    c.text_tower.norm_epsilon = 1e-6
+    c.text_tower.attention_logit_cap = 0.0
+    c.text_tower.out_bias = False  # a bias in the projection to the shared embedding
 
     c.lora = ConfigDict()  # where `trains` is "lora": queries and values of the tower's blocks
     c.lora.rank = 8
@@ -135,22 +137,22 @@ def default() -> ConfigDict:
     c.cycle.form = "squared"  # squared | contrastive
     c.cycle.heads = 1
     c.cycle.tau_r = 0.1
-    c.cycle.learned = True
+    c.cycle.learned_attention = True
     # Whose features the cycle loss does not move: "seen" (as keys and values), "unseen", "target".
-    c.cycle.frozen = ()
+    c.cycle.stop_gradient = ()
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000
     c.optimizer.warmup = 500
-    c.optimizer.rate = 1e-3
-    c.optimizer.final_rate = 0.0  # as a share of `rate`, at the end of the cosine
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.final_learning_rate_ratio = 0.0  # as a share of `rate`, at the end of the cosine
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
     c.optimizer.weight_decay = 0.05
-    c.optimizer.clip = 1.0  # global norm of the gradient
-    c.optimizer.accumulate = 1  # microbatches a step
+    c.optimizer.clip_norm = 1.0  # global norm of the gradient
+    c.optimizer.microbatches = 1  # microbatches a step
     # (regular expression on a parameter's path, multiplier of the rate); the first match counts.
-    c.optimizer.groups = ((".*", 1.0),)
+    c.optimizer.learning_rate_multipliers = ((".*", 1.0),)
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # -1: the devices that the other axes leave
@@ -173,5 +175,5 @@ def default() -> ConfigDict:
 
     c.log_every = 10
     c.checkpoint_every = 1_000  # steps; the last step is always kept
-    c.keep = 2  # checkpoints
+    c.keep_checkpoints = 2  # checkpoints
     return c.lock()

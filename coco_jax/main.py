@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from coco_jax.errors import UserError, parser, quiet, reported
 
 if TYPE_CHECKING:
-    from coco_jax.survive import Preemption
+    from coco_jax.training.preemption import Preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -59,12 +59,12 @@ def run(
     import jax
 
     from coco_jax import sharding, weights
-    from coco_jax.checkpoint import check_unchanged, read_json, restore_params
-    from coco_jax.evaluate import evaluate
-    from coco_jax.results import write_json
-    from coco_jax.step import make_program
-    from coco_jax.task import make_task
-    from coco_jax.train import parse_steps, train
+    from coco_jax.data.task import make_task
+    from coco_jax.evaluation.evaluate import evaluate
+    from coco_jax.evaluation.results import write_json
+    from coco_jax.training.checkpoint import check_unchanged, read_json, restore_params
+    from coco_jax.training.loop import parse_steps, train
+    from coco_jax.training.step import make_program
 
     name = f"{config.ablation}/split{config.split}/seed{config.seed}"
     folder = workdir / name
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     """Runs the sweep of the config, then writes results.json, the table and the figures."""
     del argv
     quiet()
-    from coco_jax import survive
+    from coco_jax.training import preemption as survive
 
     with reported("coco_jax.main"):
         name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -127,7 +127,9 @@ def main(argv: list[str]) -> None:
 def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     import jax
 
-    from coco_jax import figures, results, survive
+    from coco_jax.evaluation import plots as figures
+    from coco_jax.evaluation import results
+    from coco_jax.training import preemption as survive
 
     stop = survive.Preemption().install()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

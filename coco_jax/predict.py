@@ -17,14 +17,14 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from coco_jax import sharding
-from coco_jax.checkpoint import read_json, restore_params
 from coco_jax.config import default
-from coco_jax.data import videos
-from coco_jax.data.descriptions import Bank
-from coco_jax.data.text import Tokenizer, load_tokenizer
+from coco_jax.data import video as videos
+from coco_jax.data.corpus import DescriptionSampler
+from coco_jax.data.task import label_ids
+from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.errors import UserError, parser, quiet, reported
-from coco_jax.step import Params, Program, make_program
-from coco_jax.task import label_ids
+from coco_jax.training.checkpoint import read_json, restore_params
+from coco_jax.training.step import Params, Program, make_program
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder (it holds config.json).")
 _VIDEOS = flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
@@ -64,11 +64,11 @@ class Recognizer:
         if stored.keys() != default().to_dict().keys():
             raise UserError(f"{folder}/config.json: not a config of this version; train again")
         config = ConfigDict(_tuples(stored))
-        if config.video.kind == "features":
+        if config.video_tower.kind == "features":
             raise UserError(f"{folder}: this model was trained on stored features, not on videos")
         config.mesh.update(data=1, fsdp=1, tensor=1)
         tokenizer = load_tokenizer(
-            folder / "tokenizer.model", config.text.length, config.text.style
+            folder / "tokenizer.model", config.text.length, config.text.tokenizer_style
         )
         program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
         _, params = restore_params(folder / "checkpoints", program.abstract)
@@ -94,30 +94,30 @@ class Recognizer:
         l_KD = self.program.embed_labels(
             self.params, label_ids(self.tokenizer, actions, self.config.text.templates)
         )
-        d_KMD = shown_KM = None
+        d_KMD = mask_KM = None
         if descriptions is not None:
             if self.config.ablation not in ("label+desc", "full"):
                 raise UserError(
                     f"descriptions: a model trained as {self.config.ablation!r} does not use any; leave "
                     "them out, or load one trained as 'full' or 'label+desc'"
                 )
-            bank = Bank.of_tokens(descriptions, actions, self.tokenizer)
+            bank = DescriptionSampler.of_tokens(descriptions, actions, self.tokenizer)
             count = min(self.config.text.eval_descriptions, int(bank.counts_K.max()))
-            ids_KML, shown_KM = bank.first(count)
+            ids_KML, mask_KM = bank.first(count)
             d_KMD = self.program.embed_texts(self.params, ids_KML)
         model = self.config.model
         tau = np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max)
         ranked = []
         for path in paths:
             v_1D = self.program.embed_videos(self.params, self._clip(path)[None])
-            scores_K = np.asarray(self.program.scores(self.params, v_1D, l_KD, d_KMD, shown_KM))[0]
+            scores_K = np.asarray(self.program.scores(self.params, v_1D, l_KD, d_KMD, mask_KM))[0]
             share_K = np.asarray(jax.nn.softmax(scores_K / tau))
             order = np.argsort(-share_K, kind="stable")
             ranked.append([(actions[i], float(share_K[i])) for i in order])
         return ranked
 
     def _clip(self, path: str | os.PathLike[str]) -> np.ndarray:
-        video = self.config.video
+        video = self.config.video_tower
         frames_THWC = videos.decode(
             path,
             lambda info: videos.sample_times(video.frames, info.duration, "uniform"),

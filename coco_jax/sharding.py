@@ -33,9 +33,9 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: {axes} does not fit {len(devices)} devices; choose axes whose product it is"
         )
     split = shape[0] * shape[1]
-    if config.data.batch % (split * config.optimizer.accumulate):
+    if config.data.batch % (split * config.optimizer.microbatches):
         raise UserError(
-            f"config.data.batch: {config.data.batch} videos in {config.optimizer.accumulate} "
+            f"config.data.batch: {config.data.batch} videos in {config.optimizer.microbatches} "
             f"microbatches does not divide over data x fsdp = {split}; choose a multiple"
         )
     if split % jax.process_count():

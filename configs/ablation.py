@@ -1,6 +1,6 @@
 """The demo's four ablations on all three splits, three seeds each: 36 runs, one table."""
 
-from configs import demo
+from coco_jax.configs import demo
 
 
 def get_config():

@@ -24,21 +24,21 @@ def get_config():
     c.text.length = 24
     c.text.vocabulary = 400
 
-    c.video.frames = 16
-    c.video.size = 48
-    c.video.patch = 12
-    c.video.tubelet = 2
-    c.video.width = 96
-    c.video.heads = 4
-    c.video.mlp_ratio = 2.0
-    c.video.depth = 2
-    c.video.temporal_depth = 2
-    c.video.pool = "map"
+    c.video_tower.frames = 16
+    c.video_tower.size = 48
+    c.video_tower.patch = 12
+    c.video_tower.tubelet = 2
+    c.video_tower.width = 96
+    c.video_tower.heads = 4
+    c.video_tower.mlp_ratio = 2.0
+    c.video_tower.depth = 2
+    c.video_tower.temporal_depth = 2
+    c.video_tower.pool = "map"
 
-    c.tower_text.width = 64
-    c.tower_text.heads = 4
-    c.tower_text.mlp_ratio = 2.0
-    c.tower_text.depth = 1
+    c.text_tower.width = 64
+    c.text_tower.heads = 4
+    c.text_tower.mlp_ratio = 2.0
+    c.text_tower.depth = 1
 
     c.model.dim = 64
     c.model.dtype = "float32"
@@ -46,10 +46,10 @@ def get_config():
     c.model.tau_d = 1.0  # a video must not pick the vague captions
     c.model.alpha = 0.0  # coined names say nothing about an unseen action
     # The text tower learns from scratch: a target that may move lets all classes fall together.
-    c.cycle.frozen = ("target",)
+    c.cycle.stop_gradient = ("target",)
 
     c.optimizer.steps = 500
     c.optimizer.warmup = 50
-    c.optimizer.rate = 2e-3
+    c.optimizer.learning_rate = 2e-3
     c.checkpoint_every = 100
     return c

@@ -3,8 +3,7 @@
 python -m tfds_builders.build video_features actionhub/manual --data_dir=data --manual_dir=FOLDER
 """
 
-from coco_jax import config
-from configs import towers
+from coco_jax import config, presets
 
 
 def get_config():
@@ -16,12 +15,12 @@ def get_config():
     c.text.templates = ("{}",)
     c.text.descriptions = 4
     c.text.eval_descriptions = 16
-    towers.minilm(c)
+    presets.minilm(c)
     c.text.length = 32
-    c.tower_text.trains = "none"
-    c.video.kind = "features"
-    c.video.features = 2048  # the width of yours
-    c.video.width = 512
+    c.text_tower.trainable = "none"
+    c.video_tower.kind = "features"
+    c.video_tower.feature_dim = 2048  # the width of yours
+    c.video_tower.width = 512
     c.model.dtype = "float32"
     c.optimizer.steps = 100
     c.optimizer.warmup = 10

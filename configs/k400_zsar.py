@@ -6,8 +6,7 @@ tower stays as published, so descriptions come from the bank. Data: docs/dataset
 been tuned: nobody has run it yet.
 """
 
-from coco_jax import config
-from configs import towers
+from coco_jax import config, presets
 
 
 def get_config():
@@ -22,15 +21,19 @@ def get_config():
     c.text.descriptions = 8
     c.text.eval_descriptions = 64
 
-    towers.clip_b16(c)
-    c.video.frames = 8
-    c.video.temporal = "transformer"
-    c.tower_text.trains = "none"
+    presets.clip_b16(c)
+    c.video_tower.frames = 8
+    c.video_tower.temporal = "transformer"
+    c.text_tower.trainable = "none"
     c.model.dtype = "bfloat16"
     c.model.remat = True
 
     c.optimizer.steps = 30_000
     c.optimizer.warmup = 2_000
-    c.optimizer.rate = 1e-4
-    c.optimizer.groups = ((r"video/temporal/.*", 1.0), (r"video/.*", 0.05), (r".*", 1.0))
+    c.optimizer.learning_rate = 1e-4
+    c.optimizer.learning_rate_multipliers = (
+        (r"video/temporal/.*", 1.0),
+        (r"video/.*", 0.05),
+        (r".*", 1.0),
+    )
     return c

@@ -4,14 +4,14 @@ The first figure is the mean over the three official test splits; `half` in resu
 random halves of the classes, all their videos.
 """
 
-from configs import k400_zsar
+from coco_jax.configs import k400_zsar
 
 
 def get_config():
     c = k400_zsar.get_config()
     c.sweep.split = ()
     c.protocol = "cross"
-    c.data.tested = "ucf101_zsar/cross"
-    c.data.tested_splits = ("1", "2", "3", *(f"half{trial}" for trial in range(1, 11)))
+    c.data.test_name = "ucf101_zsar/cross"
+    c.data.test_splits = ("1", "2", "3", *(f"half{trial}" for trial in range(1, 11)))
     c.text.corpus = "actionhub/manual"  # descriptions of both benchmarks' classes
     return c

@@ -3,7 +3,7 @@
 Videos: tfds_builders/ucf101_zsar/README.md; descriptions: tfds_builders/actionhub/README.md.
 """
 
-from configs import k400_zsar
+from coco_jax.configs import k400_zsar
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """The benchmark's claim, small: descriptions carry the transfer, and nothing else does."""
 
-from tests import runs
+from tests.helpers import runs
 
 CHANCE = 1 / 6  # of the classes held out for validation
 
@@ -30,7 +30,7 @@ def test_shuffled_descriptions_do_not(data_dir, tmp_path):
     A permutation gives some classes by luck what looks like them, and one class is a sixth of a
     split's videos; so the mean is over two splits, 12 classes.
     """
-    flags = ("--config.text.shuffle=True", "--config.sweep.split=('1','2')")
+    flags = ("--config.text.shuffle_descriptions=True", "--config.sweep.split=('1','2')")
     train(data_dir, tmp_path, 120, *flags)
     found = [runs.result(tmp_path / f"label+desc/split{split}/seed0") for split in (1, 2)]
     assert sum(run["top1"] for run in found) / 2 < 2 * CHANCE

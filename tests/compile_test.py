@@ -6,10 +6,11 @@ import pathlib
 import jax
 import pytest
 
-from coco_jax import chips, sharding
+from coco_jax import sharding
 from coco_jax.compile import compile_steps, devices_of, show, size, walk
 from coco_jax.errors import UserError
-from coco_jax.step import abstract_batch, make_program, model_flops
+from coco_jax.training import chips
+from coco_jax.training.step import abstract_batch, make_program, model_flops
 
 MODULE = """HloModule jit_step, is_scheduled=true
 
@@ -78,11 +79,11 @@ def vit_flops(frames: int, tokens: int, width: int, depth: int) -> float:
 
 def test_model_flops_are_those_of_the_papers_count():
     """ViT-B/16 on 8 frames: forward once, and twice more backward; the text tower stays frozen."""
-    from configs import k400_zsar
+    from coco_jax.configs import k400_zsar
 
     config = k400_zsar.get_config()
-    config.ablation, config.data.batch, config.video.temporal_depth = "label", 4, 0
-    config.video.temporal = "mean"
+    config.ablation, config.data.batch, config.video_tower.temporal_depth = "label", 4, 0
+    config.video_tower.temporal = "mean"
     got = model_flops(config, abstract_batch(config, 400, 160))
     wanted = 3 * vit_flops(8 * 4, 197, 768, 12)
     assert wanted == pytest.approx(got, rel=0.04)
@@ -91,7 +92,7 @@ def test_model_flops_are_those_of_the_papers_count():
 def test_recomputing_is_no_model_flop(tiny):
     batch = abstract_batch(tiny(), 24, 8)
     plain = model_flops(tiny(), batch)
-    assert model_flops(tiny(model__remat=True, optimizer__accumulate=2), batch) == plain > 0
+    assert model_flops(tiny(model__remat=True, optimizer__microbatches=2), batch) == plain > 0
 
 
 def test_utilisation_is_a_share_of_the_peak():
@@ -116,7 +117,7 @@ def test_a_pod_s_step_compiles_here_and_does_what_one_chip_s_share_is(libtpu, ti
     found = {}
     for topology in ("v5e:2x2", "v5e:4x4"):
         devices = devices_of(topology)
-        config = tiny(ablation="full", tower_text__trains="none", data__batch=8 * len(devices))
+        config = tiny(ablation="full", text_tower__trainable="none", data__batch=8 * len(devices))
         figures = compile_steps(config, devices, 24, 8)
         step = figures["training step"]
         assert step.peak > step.arguments > 0 and step.flops and step.seconds

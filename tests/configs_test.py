@@ -11,16 +11,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from coco_jax.config import default
+from coco_jax.data.task import validate
 from coco_jax.main import run
 from coco_jax.sharding import make_mesh, path_of
-from coco_jax.step import make_program
-from coco_jax.task import validate
-from tfds_builders import fakes
+from coco_jax.training.step import make_program
+from tests.tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder_test as hmdb51_test
+from tests.tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder_test as kinetics_test
+from tests.tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder_test as ucf101_test
 from tfds_builders.build import build
-from tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder_test as hmdb51_test
+from tfds_builders.common import testing as fakes
 from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
-from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder_test as kinetics_test
-from tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder_test as ucf101_test
 
 NAMES = (
     "k400_zsar", "k400_zsar_siglip2", "k400_zsar_videoprism", "ucf101_zsar", "hmdb51_zsar",
@@ -29,14 +29,14 @@ NAMES = (
 
 
 def load(name: str) -> ConfigDict:
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"coco_jax.configs.{name}").get_config()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_valid_and_names_its_descriptions(name):
     config = load(name)
     validate(config)
-    assert config.text.corpus.startswith("actionhub/") and config.tower_text.trains == "none"
+    assert config.text.corpus.startswith("actionhub/") and config.text_tower.trainable == "none"
 
 
 @pytest.mark.parametrize("name", NAMES[:3])  # the others have the first one's towers
@@ -60,11 +60,11 @@ def test_a_config_has_its_towers_real_shapes(name):
         assert 85.5e6 < towers["video"] < 102e6 and 62.5e6 < towers["text"] < 63.5e6
     # A frozen text tower has no moments.
     moments = {path_of(p) for p, _ in jax.tree.leaves_with_path(program.abstract.opt_state)}
-    assert config.tower_text.trains == "none"
+    assert config.text_tower.trainable == "none"
     assert not [path for path in moments if "/text/" in path]
     # The shapes of a step, with the videos and the bank's features of the real benchmark.
-    seen, m, width = 400, config.text.descriptions, config.tower_text.width
-    video = config.video
+    seen, m, width = 400, config.text.descriptions, config.text_tower.width
+    video = config.video_tower
     struct = jax.ShapeDtypeStruct
     batch = {
         "video": struct((config.data.batch, video.frames, video.size, video.size, 3), np.uint8),
@@ -119,15 +119,15 @@ def shrunk(config: ConfigDict, data: pathlib.Path) -> ConfigDict:
         weights="", tokenizer="", style="own", vocabulary=120, length=16, descriptions=2,
         eval_descriptions=2,
     )  # fmt: skip
-    video = config.video
+    video = config.video_tower
     video.update(weights="", width=32, heads=2, depth=1, size=2 * video.patch, frames=2)
     video.temporal_depth = min(video.temporal_depth, 1)
-    config.tower_text.update(width=32, heads=2, depth=1)
+    config.text_tower.update(width=32, heads=2, depth=1)
     config.model.update(dim=32, dtype="float32")
     config.optimizer.update(steps=2, warmup=1)
     config.update(checkpoint_every=2, log_every=1)
     if config.protocol == "cross":
-        config.data.tested_splits = ("1", "2", "half1")
+        config.data.test_splits = ("1", "2", "half1")
     return config
 
 

@@ -16,7 +16,7 @@ from jax.profiler import ProfileData
 
 from coco_jax import main
 from coco_jax.errors import UserError
-from tests import runs
+from tests.helpers import runs
 
 RUN = "full/split1/seed0"
 
@@ -126,7 +126,7 @@ def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, 
 def uninterrupted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("whole")
     config = runs.write_config(
-        folder / "c.py", data_dir, optimizer__steps=12, checkpoint_every=2, video__dropout=0.1
+        folder / "c.py", data_dir, optimizer__steps=12, checkpoint_every=2, video_tower__dropout=0.1
     )
     whole = runs.call(*runs.command(config, folder / "run"))
     assert whole.returncode == 0, whole.stderr
@@ -264,17 +264,17 @@ def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
         ("split", "7", "has no split '7'; it has 1, 2, 3"),
         ("cycle__pool", "anything", "is not one of unseen, auxiliary, episodic"),
         ("ablation", "labels", r"is not one of label, label\+desc"),
-        ("optimizer__accumulate", 3, "does not divide"),
+        ("optimizer__microbatches", 3, "does not divide"),
         ("mesh__tensor", 3, "does not fit 8 devices"),
-        ("video__patch", 7, "does not divide"),
-        ("tower_text__heads", 5, "does not divide"),
+        ("video_tower__patch", 7, "does not divide"),
+        ("text_tower__heads", 5, "does not divide"),
         ("text__corpus", None, "needs descriptions"),
         ("data__batch", 12, "does not divide"),
-        ("video__patch", 0, "config.video.patch: 0 must be more than 0"),
-        ("video__pool", "max", "is not one of cls, map, wide_map, mean"),
+        ("video_tower__patch", 0, "config.video_tower.patch: 0 must be more than 0"),
+        ("video_tower__pool", "max", "is not one of cls, map, wide_map, mean"),
         ("model__dtype", "float17", "is not one of float32"),
-        ("cycle__frozen", ("targets",), "'targets' is not one of seen, unseen, target"),
-        ("optimizer__groups", (("(", 1.0),), "no regular expression"),
+        ("cycle__stop_gradient", ("targets",), "'targets' is not one of seen, unseen, target"),
+        ("optimizer__learning_rate_multipliers", (("(", 1.0),), "no regular expression"),
         ("text__vocabulary", 5, "config.text.vocabulary: 5"),
     ],
 )
@@ -289,9 +289,11 @@ def test_a_config_that_cannot_work_says_which_field_and_what_to_do(
 
 def test_a_changed_config_is_refused_field_by_field_unless_allowed(finished):
     config, workdir, _ = finished
-    changed = runs.command(config, workdir, "--config.optimizer.rate=0.5", "--config.log_every=7")
+    changed = runs.command(
+        config, workdir, "--config.optimizer.learning_rate=0.5", "--config.log_every=7"
+    )
     error = one_line(runs.call(*changed))
-    assert "optimizer.rate: 0.002 -> 0.5" in error and "log_every" not in error
+    assert "optimizer.learning_rate: 0.002 -> 0.5" in error and "log_every" not in error
 
 
 def test_a_single_value_on_the_command_line_stands_in_for_the_sweep(finished, tmp_path):
@@ -314,10 +316,14 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_of_it_is_kept(data_dir, tmp_path):
     config = runs.write_config(
-        tmp_path / "c.py", data_dir, optimizer__rate=1e30, optimizer__clip=1e30, optimizer__warmup=0
+        tmp_path / "c.py",
+        data_dir,
+        optimizer__learning_rate=1e30,
+        optimizer__clip_norm=1e30,
+        optimizer__warmup=0,
     )
     error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
-    assert "the loss is nan" in error and "config.optimizer.rate" in error
+    assert "the loss is nan" in error and "config.optimizer.learning_rate" in error
     assert error.count("_0") >= 8  # the ids of the batch's clips
     kept = [p for p in (tmp_path / "run" / RUN / "checkpoints").iterdir() if p.name.isdigit()]
     assert not kept

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from coco_jax import main, predict
-from coco_jax.data import videos
+from coco_jax.data import video as videos
 from coco_jax.errors import UserError
-from tests import runs
+from tests.helpers import runs
 
 ACTIONS = ["applying eye makeup", "arm wrestling", "cleaning pool", "shooting basketball"]
 
@@ -59,8 +59,8 @@ def test_the_order_of_candidates_does_not_matter(recognizer, video):
 
 def test_scores_are_those_of_the_evaluation(run, recognizer, data_dir, tmp_path):
     """The same clip, candidates and descriptions give the ranking that evaluate.py scores."""
-    from coco_jax import evaluate
-    from coco_jax.task import make_task
+    from coco_jax.data.task import make_task
+    from coco_jax.evaluation import evaluate
 
     config = recognizer.config.copy_and_resolve_references()
     config.data.dir, config.data.batch, config.data.cache = data_dir, 1, False
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_evaluation(run, recognizer, data_dir, tmp_path)
 
 
 def predict_corpus(task, data_dir):
-    from coco_jax.data.descriptions import load_corpus
+    from coco_jax.data.corpus import load_corpus
 
     tested = [
         task.dataset.records.video_ids[i] for i in (*task.plan.test_unseen, *task.plan.test_seen)

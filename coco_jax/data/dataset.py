@@ -69,7 +69,7 @@ class Dataset:
     # What a class is called in texts, where its name here had to be made unique.
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def called(self, names: Sequence[str]) -> list[str]:
+    def display_names(self, names: Sequence[str]) -> list[str]:
         """The classes' names as texts use them."""
         return [self.words.get(name, name) for name in names]
 
@@ -190,7 +190,7 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     """One dataset to train on `trained` and test on `tested`, for the cross-dataset protocols.
 
     Its splits are those of `tested`, in all of which every class that `trained` ever calls seen is
-    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep",
+    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep_checkpoints",
     the literature's custom, they stay, and the tested ones are told apart by a prefix.
     """
     shared = set(tested.classes) & set(trained.classes)
@@ -230,7 +230,7 @@ def open_dataset(config: ConfigDict) -> Dataset:
     dataset = load(config.data.name, config.data.dir)
     if config.protocol != "cross":
         return dataset
-    return join(dataset, load(config.data.tested, config.data.dir), config.data.overlap)
+    return join(dataset, load(config.data.test_name, config.data.dir), config.data.shared_classes)
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:

@@ -16,7 +16,7 @@ from absl import logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from coco_jax.data import videos
+from coco_jax.data import video as videos
 from coco_jax.data.dataset import Records
 from coco_jax.errors import UserError
 
@@ -32,7 +32,7 @@ class TrainClip:
     failed: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Record `index`, or its replacement, as `Clip` gives it, and `broken`: `index`, or -1.
+        """Record `index`, or its replacement, as `ClipReader` gives it, and `broken`: `index`, or -1.
 
         Raises:
           UserError: no video of the class can be decoded, of `TRIES` that were tried.
@@ -64,7 +64,7 @@ class TrainClip:
 
 @dataclasses.dataclass
 class Clip:
-    """Decodes one record into a clip of `config.video.frames` square frames."""
+    """Decodes one record into a clip of `config.video_tower.frames` square frames."""
 
     records: Records
     config: ConfigDict
@@ -75,7 +75,7 @@ class Clip:
 
     def __call__(self, index: int, rng: np.random.Generator, view: int = 0) -> dict[str, Any]:
         """Record `index` as `{"video": uint8 T H W 3, "index": int}`; `view` matters in evaluation."""
-        video, data = self.config.video, self.config.data
+        video, data = self.config.video_tower, self.config.data
         if video.kind == "features":
             return {"video": np.float32(self.records[index]["features"]), "index": index}
 
@@ -93,7 +93,7 @@ class Clip:
         return {"video": self._augment(frames_THWC, rng), "index": index}
 
     def _frames(self, index: int, times) -> UInt8[np.ndarray, "T H W 3"]:
-        side = round(self.config.video.size / self.config.data.crop)
+        side = round(self.config.video_tower.size / self.config.data.crop)
         if self.config.data.cache:
             if index not in self.decoded:
                 record = self.records[index]
@@ -113,7 +113,7 @@ class Clip:
         self, frames_THWC: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "T H W 3"]:
         """A random window, mirror image and colours in training; else the centre as it is."""
-        size, data = self.config.video.size, self.config.data
+        size, data = self.config.video_tower.size, self.config.data
         room = np.array(frames_THWC.shape[1:3]) - size
         top, left = (rng.integers(room + 1) if self.training else room // 2).tolist()
         clip = frames_THWC[:, top : top + size, left : left + size]
@@ -164,7 +164,7 @@ class TrainLoader:
         processes: int = 1,
     ):
         self.next_batch, self.broken = start, set[int]()
-        self._clip = Clip(records, config, training=True)
+        self._clip = ClipReader(records, config, training=True)
         labels_N = records.labels[indices]
         peers = {int(label): indices[labels_N == label] for label in np.unique(labels_N)}
         share = config.data.batch // processes
@@ -220,7 +220,7 @@ def evaluation_batches(
     *,
     process: int = 0,
     processes: int = 1,
-    clip: Clip | None = None,
+    clip: ClipReader | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of the batches that cover `indices` once, in order, without augmentation.
 
@@ -228,7 +228,7 @@ def evaluation_batches(
     """
     share = config.data.batch // processes
     filled = np.concatenate([indices, np.repeat(indices[-1:], -len(indices) % config.data.batch)])
-    clip = clip or Clip(records, config, training=False)
+    clip = clip or ClipReader(records, config, training=False)
     clips = (
         grain.MapDataset.source(filled.tolist()).seed(0).random_map(_View(clip, view)).batch(share)
     )[process::processes]
@@ -238,7 +238,7 @@ def evaluation_batches(
 
 @dataclasses.dataclass
 class _View:
-    clip: Clip
+    clip: ClipReader
     view: int
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:

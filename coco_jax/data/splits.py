@@ -60,7 +60,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
     if not seen:
         raise UserError(
             f"config.data.name: {dataset.name} has no seen classes, it is tested alone; set "
-            "config.protocol='cross' and name it in config.data.tested"
+            "config.protocol='cross' and name it in config.data.test_name"
         )
     if config.protocol == "validation" and split.get("validation"):
         unseen = tuple(split["validation"])
@@ -89,8 +89,8 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
 def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
     """Every seen class and all its training videos; the tested splits' classes and videos."""
     records, subsets = dataset.records, {}
-    for name in config.data.tested_splits:
-        split = _split(dataset, name, "data.tested_splits")
+    for name in config.data.test_splits:
+        split = _split(dataset, name, "data.test_splits")
         tested = np.isin(records.labels, select(dataset.classes, split["unseen"]))
         if number := split.get("official"):
             if records.official is None:
@@ -98,7 +98,7 @@ def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
             tested &= records.official[:, number - 1]
         subsets[name] = Subset(tuple(split["unseen"]), np.flatnonzero(tested))
     if not subsets:
-        raise UserError("config.data.tested_splits: names no split; give one, e.g. ('1', '2', '3')")
+        raise UserError("config.data.test_splits: names no split; give one, e.g. ('1', '2', '3')")
     chosen = {name for subset in subsets.values() for name in subset.classes}
     seen = tuple(split["seen"])
     of_seen = np.isin(records.labels, select(dataset.classes, seen))

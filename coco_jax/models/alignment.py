@@ -48,7 +48,7 @@ def description_scores(
     v_BD: Float[Array, "B D"],
     d_KMD: Float[Array, "K M D"],
     tau_d: float,
-    shown_KM: Bool[Array, "K M"] | None = None,
+    mask_KM: Bool[Array, "K M"] | None = None,
 ) -> Float[Array, "B K"]:
     """v . e_c(v), where a video picks among each class's descriptions by attention.
 
@@ -58,8 +58,8 @@ def description_scores(
     """
     s_BKM = jnp.einsum("bd,kmd->bkm", v_BD, d_KMD)
     logits_BKM = s_BKM / tau_d
-    if shown_KM is not None:
-        logits_BKM = jnp.where(shown_KM, logits_BKM, -jnp.inf)
+    if mask_KM is not None:
+        logits_BKM = jnp.where(mask_KM, logits_BKM, -jnp.inf)
     a_BKM = jax.nn.softmax(logits_BKM)
     gram_KMM = jnp.einsum("kmd,knd->kmn", d_KMD, d_KMD)
     length2_BK = jnp.einsum("bkm,kmn,bkn->bk", a_BKM, gram_KMM, a_BKM)
@@ -81,11 +81,11 @@ def semantic_features(
     l_KD: Float[Array, "K D"],
     d_KMD: Float[Array, "K M D"] | None,
     label_weight: float,
-    shown_KM: Bool[Array, "K M"] | None = None,
+    mask_KM: Bool[Array, "K M"] | None = None,
 ) -> Float[Array, "K D"]:
     """The class semantic features s_c: label and mean description, no video involved."""
     if d_KMD is None:
         return l_KD
-    shown_KM1 = jnp.ones(d_KMD.shape[:2])[..., None] if shown_KM is None else shown_KM[..., None]
-    mean_KD = (d_KMD * shown_KM1).sum(1) / shown_KM1.sum(1)
+    mask_KM1 = jnp.ones(d_KMD.shape[:2])[..., None] if mask_KM is None else mask_KM[..., None]
+    mean_KD = (d_KMD * mask_KM1).sum(1) / mask_KM1.sum(1)
     return normalise(label_weight * l_KD + (1 - label_weight) * normalise(mean_KD))

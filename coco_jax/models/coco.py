@@ -39,14 +39,14 @@ class CoCo(nnx.Module):
     """The model of METHOD, its terms switched by `config.ablation`."""
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs, mesh: Mesh | None = None):
-        model, video, text = config.model, config.video, config.tower_text
+        model, video, text = config.model, config.video_tower, config.text_tower
         dtype = jnp.dtype(model.dtype)
         self.config = FrozenConfigDict(config)
         self.mesh = mesh  # None: one device
 
         def lora(tower: ConfigDict) -> tuple[int, float] | None:
             rank = config.lora.rank
-            return (rank, config.lora.alpha / rank) if tower.trains == "lora" else None
+            return (rank, config.lora.alpha / rank) if tower.trainable == "lora" else None
 
         if video.kind == "features":
             self.video: FeatureTower | VideoTower = FeatureTower(
@@ -60,7 +60,7 @@ class CoCo(nnx.Module):
                 temporal_depth=video.temporal_depth, pool=video.pool, activation=video.activation,
                 dropout=video.dropout, patch_bias=video.patch_bias, pre_norm=video.pre_norm,
                 remat=model.remat, temporal=video.temporal, auxiliary_depth=video.auxiliary_depth,
-                epsilon=video.epsilon, cap=video.cap, lora=lora(video), dtype=dtype, rngs=rngs,
+                epsilon=video.norm_epsilon, cap=video.attention_logit_cap, lora=lora(video), dtype=dtype, rngs=rngs,
             )  # fmt: skip
         self.text = TextTower(
             vocabulary=config.text.vocabulary, length=config.text.length, width=text.width,
@@ -77,7 +77,7 @@ class CoCo(nnx.Module):
         self.invariance = (
             Invariance(
                 model.dim, heads=config.cycle.heads, tau_r=config.cycle.tau_r,
-                learned=config.cycle.learned,
+                learned=config.cycle.learned_attention,
             )
             if self.uses_cycle
             else None
@@ -104,7 +104,8 @@ class CoCo(nnx.Module):
         if video.dtype == jnp.uint8:
             dtype = jnp.dtype(self.config.model.dtype)
             mean, std = (
-                jnp.array(x, jnp.float32) for x in (self.config.video.mean, self.config.video.std)
+                jnp.array(x, jnp.float32)
+                for x in (self.config.video_tower.mean, self.config.video_tower.std)
             )
             video = ((video.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
         return normalise(self.video_out(self.video(video, key)))
@@ -139,18 +140,18 @@ class CoCo(nnx.Module):
         v_BD: Float[Array, "B D"],
         l_KD: Float[Array, "K D"],
         d_KMD: Float[Array, "K M D"] | None,
-        shown_KM: Bool[Array, "K M"] | None = None,
+        mask_KM: Bool[Array, "K M"] | None = None,
     ) -> Float[Array, "B K"]:
         """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1]."""
         with jax.default_matmul_precision("float32"):
-            return self._scores(v_BD, l_KD, d_KMD, shown_KM)
+            return self._scores(v_BD, l_KD, d_KMD, mask_KM)
 
-    def _scores(self, v_BD, l_KD, d_KMD, shown_KM):
+    def _scores(self, v_BD, l_KD, d_KMD, mask_KM):
         by_label_BK = v_BD @ l_KD.T
         if not self.uses_descriptions or d_KMD is None:
             return by_label_BK
         alpha, tau_d = self.config.model.alpha, self.config.model.tau_d
-        by_description_BK = alignment.description_scores(v_BD, d_KMD, tau_d, shown_KM)
+        by_description_BK = alignment.description_scores(v_BD, d_KMD, tau_d, mask_KM)
         return alpha * by_label_BK + (1 - alpha) * by_description_BK
 
     def losses(self, batch: Batch, key: jax.Array | None = None) -> dict[str, Float[Array, ""]]:
@@ -190,7 +191,7 @@ class CoCo(nnx.Module):
                 s_SD, s_UD = jnp.split(s_XD, [seen])
 
             def held(who: str, x_KD: jax.Array) -> jax.Array:
-                return jax.lax.stop_gradient(x_KD) if who in config.cycle.frozen else x_KD
+                return jax.lax.stop_gradient(x_KD) if who in config.cycle.stop_gradient else x_KD
 
             rebuilt_SD = self.invariance(held("seen", s_SD), held("unseen", s_UD))
             terms["cycle"] = cycle_loss(rebuilt_SD, held("target", s_SD), config.cycle.form, tau)

@@ -84,15 +84,15 @@ class TextTower(nnx.Module):
         self, ids_XL: Int[Array, "X L"], key: jax.Array | None = None
     ) -> Float[Array, "X D"]:
         """Embeds texts of up to `length` tokens; `key` turns dropout on."""
-        shown_XL = self._shown(ids_XL)
+        mask_XL = self._shown(ids_XL)
         x_XLD = self._embed(ids_XL)
         if self.cls is not None:
-            shown_XL = jnp.pad(shown_XL, ((0, 0), (0, 1)), constant_values=True)
+            mask_XL = jnp.pad(mask_XL, ((0, 0), (0, 1)), constant_values=True)
             cls_X1D = jnp.broadcast_to(
                 self.cls[...].astype(x_XLD.dtype), (len(ids_XL), 1, self.width)
             )
             x_XLD = jnp.concatenate([x_XLD, cls_X1D], 1)
-        mask_X11L = shown_XL[:, None, None, :]
+        mask_X11L = mask_XL[:, None, None, :]
         mask_X1LL = mask_X11L
         if self.causal:
             count = x_XLD.shape[1]
@@ -105,13 +105,13 @@ class TextTower(nnx.Module):
             case "map" if self.map is not None:
                 return self.map(x_XLD, mask_X11L)
             case "last":
-                return x_XLD[rows_X, shown_XL.sum(1) - 1]
+                return x_XLD[rows_X, mask_XL.sum(1) - 1]
             case "eos":
                 return x_XLD[rows_X, ids_XL.argmax(1)]
             case "cls":
                 return x_XLD[:, -1]
             case _:
-                weight_XL1 = shown_XL[:, :, None].astype(x_XLD.dtype)
+                weight_XL1 = mask_XL[:, :, None].astype(x_XLD.dtype)
                 return (x_XLD * weight_XL1).sum(1) / weight_XL1.sum(1)
 
     def _shown(self, ids_XL: Int[Array, "X L"]) -> Bool[Array, "X L"]:

@@ -26,10 +26,10 @@ FAMILIES: tuple[Family, ...] = (
 
 def wanted(config: ConfigDict) -> dict[str, str]:
     """The checkpoints that the config names, by tower."""
-    named = {"video": config.video.weights, "text": config.text.weights}
-    if named["video"] and config.video.kind == "features":
+    named = {"video": config.video_tower.weights, "text": config.text_tower.weights}
+    if named["video"] and config.video_tower.kind == "features":
         raise UserError(
-            "config.video.weights: config.video.kind='features' has no tower to load; leave it empty"
+            "config.video_tower.weights: config.video_tower.kind='features' has no tower to load; leave it empty"
         )
     return {part: where for part, where in named.items() if where}
 
@@ -84,7 +84,7 @@ def interpolate(config: ConfigDict, params: Any, start: Any) -> Any:
     """
     share = config.eval.interpolate
     parts = {f"{part}{tail}" for part in wanted(config) for tail in ("", "_out")}
-    if config.tower_text.norm == "post" and config.tower_text.width != config.model.dim:
+    if config.text_tower.norm == "post" and config.text_tower.width != config.model.dim:
         parts -= {"text_out"}  # BERT has none, and where it cannot be the identity it starts anyhow
 
     def one(path, trained: jax.Array, first: jax.Array) -> jax.Array:

@@ -4,7 +4,8 @@ The tower's vector is the mean over tokens, as sentence-transformers has it; BER
 was trained to tell whether two sentences follow each other, is left out.
 """
 
-from coco_jax.weights.changes import (
+from coco_jax.weights.table import Family, Row
+from coco_jax.weights.transforms import (
     first,
     from_heads,
     heads,
@@ -13,7 +14,6 @@ from coco_jax.weights.changes import (
     to_heads,
     turned,
 )
-from coco_jax.weights.table import Family, Row
 
 LAYER = "encoder.layer.{i}"
 OURS = "text/blocks/layers/{i}"

@@ -1,6 +1,7 @@
 """CLIP (arXiv 2103.00020): OpenAI's and OpenCLIP's, as Hugging Face or open_clip store them."""
 
-from coco_jax.weights.changes import (
+from coco_jax.weights.table import Family, Row
+from coco_jax.weights.transforms import (
     convolution,
     from_heads,
     grid_after_cls,
@@ -10,9 +11,8 @@ from coco_jax.weights.changes import (
     to_heads,
     turned,
 )
-from coco_jax.weights.table import Family, Row
 
-# What `video.temporal` adds to a tower of single images.
+# What `video_tower.temporal` adds to a tower of single images.
 TEMPORAL = (r"video/temporal/.*", r"video/time_.*")
 
 

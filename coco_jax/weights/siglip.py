@@ -3,7 +3,10 @@
 Their image tower has no projection: the shared embedding is as wide as the tower.
 """
 
-from coco_jax.weights.changes import (
+from coco_jax.weights.clip import TEMPORAL
+from coco_jax.weights.clip import hugging_face_layer as hf_layer
+from coco_jax.weights.table import Family, Row
+from coco_jax.weights.transforms import (
     convolution,
     from_heads,
     grid,
@@ -15,9 +18,6 @@ from coco_jax.weights.changes import (
     to_heads,
     turned,
 )
-from coco_jax.weights.clip import TEMPORAL
-from coco_jax.weights.clip import hugging_face_layer as hf_layer
-from coco_jax.weights.table import Family, Row
 
 # A sigmoid loss needs it; softmax and a ranking see no constant that all logits share.
 BIAS = "a constant on all logits, which softmax does not see"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coco_jax.errors import UserError
-from coco_jax.weights import changes
+from coco_jax.weights import transforms as changes
 
 Shape = tuple[int, ...]
 # Parameters that no checkpoint has: what `trains` and `temporal` add within a published tower.
@@ -154,7 +154,7 @@ def fill(
     if problems:
         raise UserError(
             f"{where}: this {family.name} checkpoint does not fit the {part} tower of the config "
-            f"({'; '.join(problems)}); take the preset of its family and size (configs/towers.py)"
+            f"({'; '.join(problems)}); take the preset of its family and size (coco_jax/presets.py)"
         )
     return filled
 

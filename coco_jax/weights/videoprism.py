@@ -7,14 +7,14 @@ all of it is folded into the parameters. Neither tower has a projection.
 
 import numpy as np
 
-from coco_jax.weights.changes import (
+from coco_jax.weights.table import Family, Row
+from coco_jax.weights.transforms import (
     identity,
     linear_grid,
     linear_line,
     one_up,
     root_scaled,
 )
-from coco_jax.weights.table import Family, Row
 
 
 def _out(x: np.ndarray, shape) -> np.ndarray:

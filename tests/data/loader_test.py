@@ -7,8 +7,8 @@ import pytest
 from absl import flags, logging
 
 from coco_jax.data import dataset as datasets
-from coco_jax.data import videos
-from coco_jax.data.loader import Clip, TrainLoader, evaluation_batches
+from coco_jax.data import video as videos
+from coco_jax.data.loader import ClipReader, TrainLoader, evaluation_batches
 from coco_jax.errors import UserError
 
 
@@ -91,7 +91,7 @@ def test_evaluation_covers_all_in_order_and_is_not_augmented(records, tiny):
 def test_augmentation_keeps_a_clip_whole(records, tiny):
     """One window, one mirroring and one recolouring for all frames of a clip."""
     config = tiny(data__crop=0.5)
-    clip = Clip(records, config, training=True)
+    clip = ClipReader(records, config, training=True)
     still = np.broadcast_to(
         np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), (4, 64, 64, 3)
     )

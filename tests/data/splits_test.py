@@ -8,8 +8,8 @@ import pytest
 from coco_jax.data import dataset as datasets
 from coco_jax.data import splits
 from coco_jax.data.dataset import Dataset, Records
+from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
-from coco_jax.task import make_task
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_descriptions_of_tested_videos_are_left_out_of_a_task(tiny, monkeypatch)
     task = make_task(tiny())
     assert task.left_out > 100  # one in five descriptions of an unseen class names a tested video
     # Without the leaving out, the check that stands behind it speaks up.
-    from coco_jax.data.descriptions import Corpus
+    from coco_jax.data.corpus import Corpus
 
     monkeypatch.setattr(Corpus, "without_videos", lambda self, excluded: (self, 0))
     with pytest.raises(splits.LeakError, match="tested videos"):

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from coco_jax.data.text import PublishedTokenizer, load_tokenizer, train_tokenizer
+from coco_jax.data.tokenizers import PublishedTokenizer, load_tokenizer, train_tokenizer
 from coco_jax.errors import UserError
-from tests.weights import references
+from tests.helpers import references
 
 assert references  # it mends an import when it is imported
 

@@ -42,15 +42,15 @@ def test_label_loss_is_both_directions_with_all_positives(features):
 @pytest.mark.parametrize("hidden", [False, True])
 def test_description_scores_equal_the_definition_of_e_c(features, hidden):
     v_BD, _, d_KMD, _ = features
-    shown_KM = np.ones((4, 5), bool)
-    shown_KM[1, 2:] = not hidden
+    mask_KM = np.ones((4, 5), bool)
+    mask_KM[1, 2:] = not hidden
     tau_d, want = 0.2, np.zeros((6, 4))
     for b, v in enumerate(v_BD):
         for c in range(4):
-            d = d_KMD[c][shown_KM[c]]
+            d = d_KMD[c][mask_KM[c]]
             e = softmax(d @ v / tau_d) @ d
             want[b, c] = v @ (e / np.linalg.norm(e))
-    got = alignment.description_scores(v_BD, d_KMD, tau_d, jnp.array(shown_KM))
+    got = alignment.description_scores(v_BD, d_KMD, tau_d, jnp.array(mask_KM))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from coco_jax.data.text import published_tokenizer
+from coco_jax import presets
+from coco_jax.data.tokenizers import published_tokenizer
 from coco_jax.models.alignment import normalise
 from coco_jax.weights import bert
-from configs import towers as presets
 from conftest import ROOT
-from tests.weights import towers
+from tests.helpers import towers
 
 torch = pytest.importorskip("torch")
 
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 def small(config):
     presets.minilm(config)
     config.text.update(length=12, vocabulary=99)
-    config.tower_text.update(width=32, heads=4, depth=2)
+    config.text_tower.update(width=32, heads=4, depth=2)
     config.model.dim = 32
 
 
@@ -77,7 +77,9 @@ def minilm(folder):
     """The published tower and its tokenizer."""
     config = towers.make_config(presets.minilm, folder, text__tokenizer=str(folder))
     text = config.text
-    tokenizer = published_tokenizer(text.tokenizer, text.style, text.length, text.vocabulary)
+    tokenizer = published_tokenizer(
+        text.tokenizer, text.tokenizer_style, text.length, text.vocabulary
+    )
     model = towers.load(config)
     embed = jax.jit(lambda ids: normalise(towers.texts_of(model, ids)))
 

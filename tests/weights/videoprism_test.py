@@ -7,9 +7,8 @@ the published .npz has.
 import numpy as np
 import pytest
 
-from coco_jax import weights
-from configs import towers as presets
-from tests.weights import towers
+from coco_jax import presets, weights
+from tests.helpers import towers
 
 torch = pytest.importorskip("torch")
 
@@ -17,11 +16,11 @@ torch = pytest.importorskip("torch")
 def small(config):
     """VideoPrism's structure with few and narrow layers."""
     presets.videoprism_base(config)
-    config.video.update(
+    config.video_tower.update(
         frames=4, size=32, patch=8, width=48, heads=4, depth=3, temporal_depth=2, auxiliary_depth=1
     )
     config.text.update(length=10, vocabulary=99)
-    config.tower_text.update(width=48, heads=4, depth=2)
+    config.text_tower.update(width=48, heads=4, depth=2)
     config.model.dim = 48
 
 
@@ -56,7 +55,7 @@ def published(config, make):
             put(f"{name}/x_layers/ff_layer/{layer}/linear/kernel", *stack, *sizes)
             put(f"{name}/x_layers/ff_layer/{layer}/linear/bias", *stack, sizes[1])
 
-    video, text = config.video, config.tower_text
+    video, text = config.video_tower, config.text_tower
     see, pool = "vision_encoder", "contrastive_vision_pooler"
     put(f"{see}/patch_projection/linear/kernel", video.patch**2 * 3, video.width)
     put(f"{see}/patch_projection/linear/bias", video.width)
@@ -83,7 +82,7 @@ def test_the_published_shapes_of_the_base_size_fill_our_towers(tmp_path):
     """Every tensor is used and every parameter filled, or `fill` would say so."""
     path = tmp_path / "videoprism.npz"
     config = towers.make_config(presets.videoprism_base, path)
-    config.video.frames = 16
+    config.video_tower.frames = 16
     tensors = published(config, lambda name, *shape: np.zeros(shape, np.float32))
     shapes = towers.shapes_of(config)[-1]
     filled = {}
@@ -99,7 +98,7 @@ def test_the_published_shapes_of_the_base_size_fill_our_towers(tmp_path):
 def from_transformers(reference, config):
     """The tensors of `transformers`' model under the published names."""
     state = {name: x.detach().numpy() for name, x in reference.state_dict().items()}
-    video, text = config.video, config.tower_text
+    video, text = config.video_tower, config.text_tower
 
     def layer(where, width, heads):
         each = width // heads
@@ -187,7 +186,7 @@ def little(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("videoprism") / "videoprism.npz"
     config = towers.make_config(small, path)
-    config.video.frames = 4
+    config.video_tower.frames = 4
     torch.manual_seed(0)
     same = dict(
         hidden_size=48, num_attention_heads=4, intermediate_size=192, apply_l2norm=False,
@@ -205,7 +204,7 @@ def little(tmp_path_factory):
             ),
         )
     ).eval()  # fmt: skip
-    config.video.cap = config.tower_text.cap = 0.5
+    config.video_tower.attention_logit_cap = config.text_tower.attention_logit_cap = 0.5
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -16,10 +16,11 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders.actionhub import built, captions, names, readers  # noqa: E402
-from tfds_builders.actionhub.cleaning import Report, chosen, clean  # noqa: E402
-from tfds_builders.base import Needs, manual_dir  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.actionhub import benchmarks as built
+from tfds_builders.actionhub import captions, names, readers
+from tfds_builders.actionhub.cleaning import Report, chosen, clean
+from tfds_builders.common.builder import Needs, manual_dir
 
 # TFDS shuffles up to 1 GiB of examples in memory before it turns to the disk; this much is enough.
 SHUFFLE_BYTES = 128 << 20

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from coco_jax.errors import UserError
-from tfds_builders.actionhub import names, walk
+from tfds_builders.actionhub import names
+from tfds_builders.actionhub import streaming as walk
 from tfds_builders.actionhub.readers import Row, Tally
 
 EXCLUDED = "excluded_ids.txt"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from coco_jax.errors import UserError
-from tfds_builders.actionhub import walk
+from tfds_builders.actionhub import streaming as walk
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 ALIASES = {

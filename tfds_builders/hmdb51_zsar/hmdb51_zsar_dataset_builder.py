@@ -12,8 +12,9 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import archives, base  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.common import archives
+from tfds_builders.common import builder as base
 
 TRIALS = 50  # random halves of the classes, 26 seen
 LIST = re.compile(r"(?P<label>[a-z_]+)_test_split(?P<split>[123])\.txt$")

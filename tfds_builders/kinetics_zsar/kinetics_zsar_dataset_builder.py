@@ -14,8 +14,9 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import archives, base  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.common import archives
+from tfds_builders.common import builder as base
 
 # Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
 ER = "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/datasets/Kinetics/zsl220/"

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from coco_jax.data import videos
+from coco_jax.data import video as videos
 from tfds_builders.motion_zsar import language, render
 
 TEST_CLIPS = 8  # of each action's 40; seen actions train on the other 32

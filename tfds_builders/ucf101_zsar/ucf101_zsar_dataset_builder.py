@@ -12,8 +12,9 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import archives, base  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.common import archives
+from tfds_builders.common import builder as base
 
 # The videos as a zip and the official lists; both checksums are from TFDS 4.9.10's own `ucf101`.
 VIDEOS = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"

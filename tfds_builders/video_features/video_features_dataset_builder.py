@@ -13,14 +13,16 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import archives, base, own  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.common import archives
+from tfds_builders.common import builder as base
+from tfds_builders.common import user_lists as own
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 
 
 class Builder(base.VideoBuilder):
-    """One float32 vector a video; CoCo trains on them with config.video.kind = "features"."""
+    """One float32 vector a video; CoCo trains on them with config.video_tower.kind = "features"."""
 
     NEEDS = base.Needs(
         fetch="nothing: these are features you extracted",

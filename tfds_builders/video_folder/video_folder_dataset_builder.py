@@ -10,8 +10,10 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.errors import UserError  # noqa: E402
-from tfds_builders import archives, base, own  # noqa: E402
+from coco_jax.errors import UserError
+from tfds_builders.common import archives
+from tfds_builders.common import builder as base
+from tfds_builders.common import user_lists as own
 
 
 class Builder(base.VideoBuilder):

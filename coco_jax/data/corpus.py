@@ -1,0 +1,115 @@
+"""The description corpus: which texts a class has, and M of them for each step."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from coco_jax.data.dataset import open_builder
+from coco_jax.data.tokenizers import Tokenizer
+from coco_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Descriptions by action, in the corpus's order, and the videos some were collected from."""
+
+    texts: Mapping[str, tuple[str, ...]]
+    video_ids: Mapping[str, tuple[str, ...]]  # "" where unknown; beside `texts`
+
+    def without_videos(self, excluded: Iterable[str]) -> tuple["Corpus", int]:
+        """The corpus less the descriptions collected from these videos, and how many those were."""
+        excluded = set(excluded) - {""}
+        keep = {
+            action: [i for i, video in enumerate(videos) if video not in excluded]
+            for action, videos in self.video_ids.items()
+        }
+        left = Corpus(
+            {a: tuple(self.texts[a][i] for i in kept) for a, kept in keep.items()},
+            {a: tuple(self.video_ids[a][i] for i in kept) for a, kept in keep.items()},
+        )
+        return left, self.count - left.count
+
+    @property
+    def count(self) -> int:
+        """How many descriptions there are."""
+        return sum(map(len, self.texts.values()))
+
+    def shuffled(self, seed: int) -> "Corpus":
+        """A control: every action gets the descriptions of another one."""
+        names = sorted(self.texts)
+        order = np.random.default_rng(seed).permutation(len(names))
+        # A single cycle through a random order: no action keeps its own.
+        other = {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
+        return Corpus(
+            {name: self.texts[other[name]] for name in names},
+            {name: self.video_ids[other[name]] for name in names},
+        )
+
+
+def load_corpus(name: str, data_dir: str) -> Corpus:
+    """Reads a corpus that `tfds_builders/actionhub` built.
+
+    Raises:
+      UserError: it is not there.
+    """
+    texts: dict[str, list[str]] = {}
+    videos: dict[str, list[str]] = {}
+    for row in open_builder(name, data_dir).as_data_source("train"):
+        action = row["action"].decode()
+        texts.setdefault(action, []).append(row["description"].decode())
+        videos.setdefault(action, []).append(row["video_id"].decode())
+    return Corpus({a: tuple(t) for a, t in texts.items()}, {a: tuple(v) for a, v in videos.items()})
+
+
+class DescriptionSampler:
+    """The descriptions of some classes, ready to be drawn from: as token ids, or as features."""
+
+    def __init__(self, rows_N: np.ndarray, counts_K: Int[np.ndarray, " K"]):
+        """`rows_N`: int32 ids `N L` or bfloat16 features `N W`, class after class; how many of each."""
+        self.rows_N, self.counts_K = rows_N, counts_K
+        self.starts_K = np.cumsum(counts_K) - counts_K
+
+    @classmethod
+    def of_tokens(
+        cls, texts: Mapping[str, Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer
+    ) -> "DescriptionSampler":
+        """Tokenizes the descriptions of `classes` once.
+
+        Raises:
+          UserError: a class has no description.
+        """
+        check_described(texts, classes)
+        ids = [tokenizer(texts[name]) for name in classes]
+        empty_0L = np.zeros((0, tokenizer.length), np.int32)
+        return cls(np.concatenate([empty_0L, *ids]), np.array([len(x) for x in ids], np.int64))
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`count` descriptions of each class, with replacement: `K M L` ids or `K M W` features."""
+        picks_KM = rng.integers(self.counts_K[:, None], size=(len(self.counts_K), count))
+        return self._take(self.starts_K[:, None] + picks_KM)
+
+    def first(self, count: int) -> tuple[np.ndarray, Bool[np.ndarray, "K M"]]:
+        """The first `count` descriptions of each class, and which of them exist."""
+        places_KM = np.broadcast_to(np.arange(count), (len(self.counts_K), count))
+        mask_KM = places_KM < self.counts_K[:, None]
+        return self._take(self.starts_K[:, None] + np.where(mask_KM, places_KM, 0)), mask_KM
+
+    def _take(self, places_KM: Int[np.ndarray, "K M"]) -> np.ndarray:
+        return self.rows_N[places_KM]
+
+
+def check_described(texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
+    """Every class has a description.
+
+    Raises:
+      UserError: naming those that have none.
+    """
+    bare = [name for name in classes if not texts.get(name)]
+    if bare:
+        shown = ", ".join(repr(name) for name in bare[:5]) + (" ..." if len(bare) > 5 else "")
+        raise UserError(
+            f"{len(bare)} of {len(classes)} classes have no description in the corpus: {shown}; "
+            "add some, or train config.ablation='label'"
+        )

@@ -1,0 +1,77 @@
+"""Pictures of a finished sweep: confusion among the unseen classes, and clips with their names."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from coco_jax.data import dataset as datasets
+from coco_jax.data import video as videos
+from coco_jax.data.loader import stored
+
+STRIP_FRAMES = 6
+MAX_CLIPS = 16  # of a benchmark with more unseen classes the first ones are shown
+
+
+def draw(
+    runs: list[dict[str, Any]], config: ConfigDict, folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Draws the first run of every ablation; returns the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = {run["ablation"]: run for run in reversed(runs)}
+    first = {name: first[name] for name in dict.fromkeys(run["ablation"] for run in runs)}
+    written = [confusion(list(first.values()), folder / "confusion.png")]
+    best = list(first.values())[-1]
+    if config.video_tower.kind == "features":
+        return written  # there are no pictures
+    return [*written, strip(best, config, folder / "clips.png")]
+
+
+def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
+    """Confusion matrices of the unseen classes side by side, rows in percent of the true class."""
+    figure = Figure(figsize=(5 * len(runs), 5), layout="constrained")
+    for i, run in enumerate(runs):
+        counts = np.array(run["confusion"])
+        axes = figure.add_subplot(1, len(runs), i + 1)
+        shares = 100 * counts / counts.sum(1, keepdims=True)
+        axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+        names = run["unseen_classes"]
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names if i == 0 else [], fontsize=8)
+        if len(names) <= 20:
+            for (y, x), share in np.ndenumerate(shares):
+                color = "white" if share > 50 else "black"
+                axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+        title = f"{run['ablation']}: top-1 {100 * run['top1']:.1f}%"
+        axes.set(title=f"{title} (split {run['split']}, seed {run['seed']})", xlabel="named as")
+    figure.axes[0].set_ylabel("true unseen action")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def strip(run: dict[str, Any], config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
+    """One clip of each unseen class with the three actions it was named, the true one in green."""
+    records = datasets.open_dataset(config).records
+    examples = run["examples"][:MAX_CLIPS]
+    figure = Figure(figsize=(12, 1.5 * len(examples)), layout="constrained")
+    for row, example in enumerate(examples):
+        frames = videos.decode(
+            stored(records[example["record"]]),
+            lambda info: videos.sample_times(STRIP_FRAMES, info.duration, "uniform"),
+            short_side=128,
+        )
+        axes = figure.add_subplot(len(examples), 2, 2 * row + 1)
+        axes.imshow(np.concatenate(frames, axis=1))
+        axes.set_title(example["action"], fontsize=9, loc="left")
+        axes.axis("off")
+        bars = figure.add_subplot(len(examples), 2, 2 * row + 2)
+        top = example["top"][::-1]
+        names = [guess["action"] for guess in top]
+        colors = ["tab:green" if name == example["action"] else "tab:gray" for name in names]
+        bars.barh(names, [guess["score"] for guess in top], color=colors)
+        bars.tick_params(labelsize=8)
+    figure.suptitle(f"{run['ablation']}: unseen clips and their three best-scored actions")
+    figure.savefig(path, dpi=80)
+    return path

@@ -1,0 +1,251 @@
+"""Decoding against a full decode of the same file, on made and on real videos, and on bad ones."""
+
+import contextlib
+import io
+import wave
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coco_jax.data import video as videos
+
+FPS, FRAMES = 10, 40
+
+
+def ladder(frames=FRAMES, height=32, width=48):
+    """Frames of one grey each, five levels apart."""
+    grey = (np.arange(frames) * 5 + 20).astype(np.uint8)
+    return np.broadcast_to(grey[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+VIDEO = videos.encode(ladder(), FPS)  # GOPs of 12, B-frames
+
+
+def with_container(container, codec):
+    return videos.encode(ladder(), FPS, container=container, codec=codec)
+
+
+def rungs(frames_THWC):
+    return np.rint((frames_THWC.mean((1, 2, 3)) - 20) / 5).astype(int).tolist()
+
+
+def test_every_frame_comes_back_in_order():
+    frames = videos.decode(VIDEO, None)
+    assert frames.shape == (FRAMES, 32, 48, 3) and frames.dtype == np.uint8
+    assert rungs(frames) == list(range(FRAMES))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 600).map(lambda n: n / 100 + 0.004), min_size=1, max_size=6))
+def test_the_frame_shown_at_a_time_is_found_wherever_it_is(times):
+    """In any order, across groups of pictures, past the end."""
+    want = [min(int(np.floor(t * FPS)), FRAMES - 1) for t in times]
+    assert rungs(videos.decode(VIDEO, np.array(times))) == want
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("matroska", "libx264"), ("avi", "mpeg4"), ("mpegts", "libx264")]
+)
+def test_other_containers_give_the_same_frames(container, codec):
+    video = with_container(container, codec)
+    info = videos.probe(video)
+    assert info.frames == FRAMES and info.duration == pytest.approx(4, abs=0.15)
+    frames = videos.decode(video, np.array([0.05, 3.15, 1.25]))
+    np.testing.assert_array_equal(frames, videos.decode(video, None)[[0, 31, 12]])
+    assert rungs(frames) == pytest.approx([0, 31, 12], abs=1)  # MPEG-4 is coarse here
+
+
+def test_nothing_past_the_last_frame_and_little_before_the_first_is_decoded(monkeypatch):
+    decoded, original = [], videos._decoded
+
+    def counted(*args):
+        for index, frame in original(*args):
+            decoded.append(index)
+            yield index, frame
+
+    monkeypatch.setattr(videos, "_decoded", counted)
+    with av.open(io.BytesIO(VIDEO)) as container:
+        shown = sorted((p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size)
+    group = max(i for i, (_, is_key) in enumerate(shown) if is_key and i <= 26)
+    assert 20 < group < 26  # the test is about something
+    videos.decode(VIDEO, np.array([2.65]))
+    assert decoded == list(range(group, 27))
+
+
+def test_real_clips_give_the_frames_of_a_full_decode(clips):
+    for path in sorted(clips.iterdir()):
+        info = videos.probe(path)
+        assert info.duration > 1 and 5 < info.fps < 31
+        all_frames = videos.decode(path, None, short_side=48)
+        assert len(all_frames) == info.frames
+        times = videos.sample_times(8, info.duration, "uniform")
+        for time, frame in zip(times, videos.decode(path, times, short_side=48), strict=True):
+            same = np.flatnonzero((all_frames == frame).all((1, 2, 3)))
+            assert np.abs(same - time * info.fps).min() <= 1, (path.name, time)
+
+
+def remuxed(video, change):
+    """The same packets in a new mp4, after `change(packet, index)`."""
+    stored = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(stored, "w", format="mp4") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            change(packet, index)
+            packet.stream = stream
+            out.mux(packet)
+    return stored.getvalue()
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted():
+    """What `ffmpeg -ss ... -c copy` and trimming on a phone leave behind."""
+
+    def earlier(packet, _):
+        packet.pts, packet.dts = packet.pts - 5 * 1024, packet.dts - 5 * 1024
+
+    trimmed = remuxed(VIDEO, earlier)
+    with av.open(io.BytesIO(trimmed)) as container:
+        shown = [rungs(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)]
+    assert 0 < len(shown) < FRAMES  # the test is about something
+    assert videos.probe(trimmed).frames == len(shown)
+    assert rungs(videos.decode(trimmed, None)) == shown
+
+
+def test_a_variable_rate_shows_each_frame_for_as_long_as_it_lasts():
+    def slower(packet, _):
+        packet.pts, packet.dts = (
+            packet.pts * 2 if packet.pts > 20 * 1024 else packet.pts,
+            packet.dts,
+        )
+
+    video = remuxed(VIDEO, slower)
+    info = videos.probe(video)
+    assert np.diff(info.starts).max() > 1.5 * np.diff(info.starts).min()
+    middles = (info.starts[1:] + info.starts[:-1]) / 2
+    assert rungs(videos.decode(video, middles)) == list(range(FRAMES - 1))
+
+
+@pytest.mark.parametrize("turned", [90, 270])
+def test_a_video_stored_on_its_side_comes_upright_in_its_own_proportions(turned, monkeypatch):
+    class Turned:
+        """A frame that says it is to be turned; PyAV cannot write such files."""
+
+        def __init__(self, frame):
+            self.frame, self.rotation = frame, turned
+
+        def __getattr__(self, name):
+            return getattr(self.frame, name)
+
+    original = videos._decoded
+    monkeypatch.setattr(
+        videos, "_decoded", lambda *args: ((i, Turned(f)) for i, f in original(*args))
+    )
+    assert videos.decode(VIDEO, np.zeros(1), short_side=16).shape == (1, 24, 16, 3)
+    assert videos.decode(VIDEO, np.zeros(1), size=(10, 20)).shape == (1, 10, 20, 3)
+
+
+def test_scaling():
+    assert videos.decode(VIDEO, np.zeros(1), short_side=16).shape == (1, 16, 24, 3)
+    assert videos.decode(VIDEO, np.zeros(1), size=(20, 20)).shape == (1, 20, 20, 3)
+
+
+def test_encoding_is_reproducible_wherever_buffers_lie():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    moving = np.stack(
+        [np.roll(noise[0], shift, 1) // 2 + frame // 4 for shift, frame in enumerate(noise)]
+    )
+    held = []
+    for size in range(1, 200_000, 20_011):
+        held.append(np.empty(size, np.uint8))
+        assert videos.encode(moving, FPS) == videos.encode(moving.copy(), FPS)
+
+
+@given(st.integers(1, 32), st.floats(0.1, 20), st.integers(0, 99))
+def test_sampling(count, duration, seed):
+    rng = np.random.default_rng(seed)
+    segments = np.linspace(0, duration, count + 1)
+    for mode in ("uniform", "random"):
+        times = videos.sample_times(count, duration, mode, rng=rng)
+        assert (segments[:-1] <= times).all() and (times <= segments[1:]).all()
+    dense = videos.sample_times(count, duration, "dense", stride_seconds=0.2, rng=rng)
+    assert (np.diff(dense) <= 0.2 + 1e-9).all() and dense[0] >= 0 and dense[-1] <= duration
+    middles = (segments[1:] + segments[:-1]) / 2
+    np.testing.assert_allclose(videos.sample_times(count, duration, "uniform"), middles)
+
+
+def sound():
+    stored = io.BytesIO()
+    with wave.open(stored, "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(bytes(16000))
+    packed = io.BytesIO()
+    with av.open(io.BytesIO(stored.getvalue())) as source, av.open(packed, "w", "matroska") as out:
+        stream = out.add_stream("pcm_s16le", rate=8000)
+        for frame in source.decode(audio=0):
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return packed.getvalue()
+
+
+def picture():
+    stored = io.BytesIO()
+    with av.open(stored, "w", format="image2pipe") as out:
+        stream = out.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "rgb24"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(ladder(1, 16, 16)[0], format="rgb24")))
+        out.mux(stream.encode())
+    return stored.getvalue()
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "noise": (np.random.default_rng(0).bytes(4000), "not a video"),
+    "text": (b"just some words\n" * 50, "not a video"),
+    "picture": (picture(), "not a video"),
+    "sound": (sound(), "no video stream"),
+    "one frame": (videos.encode(ladder(1), FPS), "has 1 frame; an action needs motion"),
+    "cut mp4": (VIDEO[: len(VIDEO) // 2], "truncated"),
+    "cut avi": (with_container("avi", "mpeg4")[:3000], "truncated"),
+    "cut mkv": (with_container("matroska", "libx264")[:1500], "truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_video_is_one_line_that_names_it(kind):
+    data, message = BAD[kind]
+    with pytest.raises(videos.VideoError, match=message) as caught:
+        videos.decode(data, np.zeros(1), name="clips/x.mp4")
+    assert str(caught.value).startswith("clips/x.mp4: ") and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.mp4", tmp_path):
+        with pytest.raises(videos.VideoError, match=r"; name a video file$"):
+            videos.probe(path)
+
+
+@pytest.mark.parametrize("form", ["#EXTM3U\n#EXTINF:1,\n{}\n", "ffconcat version 1.0\nfile '{}'\n"])
+def test_a_playlist_opens_no_other_file(tmp_path, form):
+    (tmp_path / "secret.mp4").write_bytes(VIDEO)
+    (tmp_path / "list.mp4").write_text(form.format(tmp_path / "secret.mp4"))
+    with pytest.raises(videos.VideoError, match="not a video"):
+        videos.decode(tmp_path / "list.mp4", None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_damage_ends_in_frames_or_in_a_video_error(seed):
+    rng = np.random.default_rng(seed)
+    data = np.frombuffer(VIDEO, np.uint8).copy()
+    where = rng.integers(len(data), size=20)
+    data[where] = rng.integers(256, size=20)
+    with contextlib.suppress(videos.VideoError):
+        assert videos.decode(data.tobytes(), np.array([0.0, 2.0])).shape[0] == 2
+
+
+def test_frames_that_do_not_fit_in_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(videos, "MAX_BYTES", 10_000)
+    with pytest.raises(videos.VideoError, match="do not fit in memory"):
+        videos.decode(VIDEO, None)

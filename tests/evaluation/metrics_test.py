@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coco_jax.evaluation import metrics
+
+
+def scores_and_labels(seed, videos=60, classes=7, seen=4):
+    rng = np.random.default_rng(seed)
+    label_N = np.concatenate([np.arange(classes), rng.integers(classes, size=videos - classes)])
+    return rng.normal(size=(videos, classes)), label_N, seen
+
+
+@given(st.integers(0, 10_000), st.integers(1, 7))
+def test_top_k_counts_as_a_sort_does(seed, k):
+    scores_NK, label_N, _ = scores_and_labels(seed)
+    ranked = np.argsort(-scores_NK, 1)[:, :k]
+    assert metrics.top_k(scores_NK, label_N, k) == np.mean(
+        [label in row for label, row in zip(label_N, ranked, strict=True)]
+    )
+
+
+def test_a_model_that_cannot_tell_classes_apart_gets_nothing():
+    assert metrics.top_k(np.zeros((10, 5)), np.zeros(10, int), 1) == 0
+
+
+def test_what_is_not_a_number_is_never_right():
+    assert metrics.top_k(np.full((4, 8), np.nan), np.zeros(4, int), 5) == 0
+
+
+def test_per_class_and_confusion_of_known_predictions():
+    label_N, predicted_N = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0])
+    np.testing.assert_allclose(metrics.per_class(predicted_N, label_N, 3), [2 / 3, 0, np.nan])
+    assert metrics.confusion(predicted_N, label_N, 2).tolist() == [[2, 1], [1, 0]]
+
+
+def generalised_slowly(scores_NK, label_N, seen):
+    """The definition, offset by offset: every offset between two margins is tried."""
+    margins = np.sort(np.unique(scores_NK[:, seen:].max(1) - scores_NK[:, :seen].max(1)))
+    offsets = np.concatenate([margins[:1] - 1, (margins[1:] + margins[:-1]) / 2, margins[-1:] + 1])
+
+    def accuracy(offset):
+        shifted = scores_NK + offset * (np.arange(scores_NK.shape[1]) < seen)
+        by_class = metrics.per_class(shifted.argmax(1), label_N, scores_NK.shape[1])
+        return np.nanmean(by_class[:seen]), np.nanmean(by_class[seen:])
+
+    curve = np.array([accuracy(offset) for offset in offsets[::-1]])
+    s, u = accuracy(0)
+    auc = np.trapezoid(curve[:, 0], curve[:, 1])
+    return {"seen": s, "unseen": u, "harmonic": 2 * s * u / max(s + u, 1e-12), "auc": auc}
+
+
+@given(st.integers(0, 10_000))
+def test_generalised_equals_its_definition(seed):
+    scores_NK, label_N, seen = scores_and_labels(seed)
+    fast, slow = (f(scores_NK, label_N, seen) for f in (metrics.generalised, generalised_slowly))
+    assert fast == pytest.approx(slow, abs=1e-9)
+
+
+def test_generalised_of_a_perfect_and_of_a_useless_model():
+    label_N = np.arange(6)
+    perfect = metrics.generalised(np.eye(6), label_N, 3)
+    assert perfect == {"seen": 1, "unseen": 1, "harmonic": 1, "auc": 1}
+    wrong = metrics.generalised(np.roll(np.eye(6), 1, axis=1), label_N, 3)
+    assert wrong["harmonic"] == 0
+
+
+def test_mean_std_is_the_sample_deviation():
+    assert metrics.mean_std([1.0, 3.0]) == {"mean": 2, "std": pytest.approx(2**0.5), "runs": [1, 3]}
+    assert metrics.mean_std([0.5])["std"] == 0

@@ -1,0 +1,122 @@
+"""Our towers with a checkpoint's weights, and how far they are from a reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from coco_jax import config as configs
+from coco_jax import weights
+from coco_jax.models.coco import CoCo
+from coco_jax.sharding import path_of
+from coco_jax.training.checkpoint import flatten
+from coco_jax.weights.table import fill
+from tests.helpers import references
+
+assert references  # it mends an import when it is imported
+
+
+def make_config(preset, path="", **changes):
+    """The defaults under a preset, float32, weights from `path`; `changes` are `video_tower__depth=2`."""
+    config = configs.default()
+    preset(config)
+    config.model.dtype = "float32"
+    config.video_tower.frames = 2
+    config.ablation = "label"
+    for part in ("video", "text"):
+        if config[part].weights:
+            config[part].weights = str(path)
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config[section][field] = value
+    return config
+
+
+_KNOWN: dict[str, tuple] = {}
+
+
+def shapes_of(config):
+    """Structure, abstract parameters, the rest, and all parameters' shapes by path.
+
+    Configs that differ in the place of a checkpoint alone share them.
+    """
+    key = config.copy_and_resolve_references()
+    key.video.weights = key.text.weights = key.text.tokenizer = ""
+    name = repr(sorted(flatten(key.to_dict()).items()))
+    if name not in _KNOWN:
+        abstract = nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0)))
+        graph, params, rest = nnx.split(abstract, nnx.Param, ...)
+        pure = nnx.to_pure_dict(params)
+        shapes = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(pure)}
+        _KNOWN[name] = graph, pure, rest, shapes
+    return _KNOWN[name]
+
+
+def load(config):
+    """CoCo with the config's checkpoints; what they do not give is zero."""
+    graph, pure, _, shapes = shapes_of(config)
+    filled = weights.published(config, shapes)
+    params = jax.tree.map_with_path(
+        lambda path, x: jnp.asarray(filled.get(path_of(path), np.zeros(x.shape, np.float32))), pure
+    )
+    return nnx.merge(graph, nnx.State(params))
+
+
+def videos_of(model, video_BTHWC):
+    """Projected, not normalised, vectors of videos whose pixels are normalised."""
+    return model.video_out(model.video(jnp.asarray(video_BTHWC)))
+
+
+def texts_of(model, ids_XL):
+    """Projected, not normalised, vectors of texts."""
+    return model.text_out(model.text(jnp.asarray(ids_XL, jnp.int32)))
+
+
+def distance(got, want) -> float:
+    """The largest relative error of a row."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, (got.shape, want.shape)
+    return (np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)).max()
+
+
+def gradients(model, embed, inputs, direction) -> dict[str, np.ndarray]:
+    """Of <direction, embed(model, inputs)>, by path."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def total(params):
+        return (embed(nnx.merge(graph, params, rest), inputs) * direction).sum()
+
+    grads = nnx.to_pure_dict(jax.jit(jax.grad(total))(params))
+    return {path_of(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(grads)}
+
+
+def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray]:
+    """The gradients of a torch model, through the table that loads its weights."""
+    grads = {
+        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+        for name, p in reference.named_parameters()
+    }
+    return fill(family, part, grads, shapes, "gradients", False)
+
+
+def compare_gradients(got, want, limit=1e-4) -> None:
+    """Asserts that every parameter's gradient is the reference's.
+
+    A key's bias adds the same to all scores of a query, which softmax does not see: there both
+    have nothing but rounding.
+    """
+    assert want
+    whole = np.sqrt(sum(np.square(x).sum() for x in want.values()))
+    for path, x in want.items():
+        error = np.linalg.norm(got[path] - x)
+        if path.endswith("key/bias"):
+            assert error < 1e-5 * whole, path
+        else:
+            assert np.linalg.norm(x) > 0, path
+            assert error / np.linalg.norm(x) < limit, (path, error / np.linalg.norm(x))
+
+
+def clip_of(rng, batch=2, frames=2, size=32):
+    """Normalised random frames: ours, and the first axis of the reference's (frames, 3, H, W)."""
+    video = rng.normal(size=(batch, frames, size, size, 3)).astype(np.float32)
+    return video, np.ascontiguousarray(video.reshape(-1, size, size, 3).transpose(0, 3, 1, 2))

@@ -1,0 +1,324 @@
+"""Tests of the actionhub builder and of the readers that feed it."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+import tracemalloc
+import types
+from typing import Any
+
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorflow_datasets.core import shuffle
+
+from coco_jax.errors import UserError
+from tfds_builders.actionhub import actionhub_dataset_builder as module
+from tfds_builders.actionhub import readers
+from tfds_builders.actionhub import streaming as walk
+from tfds_builders.actionhub.readers import Row
+
+FAKES_KEPT = 9
+
+
+class ManualTest(tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = module.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["manual"]  # noqa: RUF012
+    SPLITS = {"train": FAKES_KEPT}  # noqa: RUF012
+
+
+def build(tmp_path, config, manual_dir=None, cleaning="all", **options):
+    builder = module.Builder(data_dir=tmp_path / "data", config=config, file_format="array_record")
+    builder.cleaning = cleaning
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
+    )
+    return builder
+
+
+def stored(builder):
+    rows = tfds.builder_from_directory(builder.data_path).as_data_source("train")
+    return sorted(Row(**{k: v.decode() for k, v in row.items()}) for row in rows)
+
+
+def rows_of(path):
+    return list(readers.read_file(path))
+
+
+def write(path, data):
+    data = data.encode() if isinstance(data, str) else data
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def test_built_dataset_comes_back_with_its_counts(tmp_path):
+    builder = build(tmp_path, "manual", module.Builder.code_path.parent / "dummy_data")
+    rows = stored(builder)
+    assert len(rows) == FAKES_KEPT
+    assert (
+        Row("zumba", 'She says "one, two" and the room follows.', "table.csv", "fake_0005") in rows
+    )
+    assert (
+        Row("push up", "Lowering and raising a stiff body with the arms.", "push_up.txt", "")
+        in rows
+    )
+    metadata = tfds.builder_from_directory(builder.data_path).info.metadata
+    assert metadata["report"] == {
+        "read": 13,
+        "kept": FAKES_KEPT,
+        "skipped": {"no action": 1, "no description": 1, "language": 1, "duplicates": 1},
+    }
+    assert metadata["actions"] == {
+        "archery": 1,
+        "curling": 1,
+        "juggling balls": 2,
+        "krumping": 1,
+        "luge": 1,
+        "push up": 2,
+        "zumba": 1,
+    }
+
+
+def test_without_cleaning_rows_are_stored_as_they_are(tmp_path):
+    fakes = module.Builder.code_path.parent / "dummy_data"
+    rows = stored(build(tmp_path, "manual", fakes, cleaning="none"))
+    assert len(rows) == FAKES_KEPT + 2
+    assert (
+        Row("archery", "Eine Schützin zielt auf die Scheibe.", "a_list.json", "fake_0002") in rows
+    )
+    assert rows[-1].description == 'She says "one, two" and\nthe room follows.'
+
+
+def test_spilled_shuffle_loses_nothing_and_restores_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHUFFLE_BYTES", 1000)
+    before = shuffle.MAX_MEM_BUFFER_SIZE
+    (tmp_path / "manual").mkdir()
+    write(tmp_path / "manual" / "wave.txt", "".join(f"wave {i}\n" for i in range(300)))
+    rows = stored(build(tmp_path, "manual", tmp_path / "manual", cleaning="none"))
+    assert rows == sorted(Row("wave", f"wave {i}", "wave.txt", "") for i in range(300))
+    assert before == shuffle.MAX_MEM_BUFFER_SIZE
+
+
+def test_motion_is_the_benchmarks_corpus(tmp_path, monkeypatch):
+    corpus = [Row("harl run", f"text {i}", "definition", "") for i in range(5)]
+    language: Any = types.ModuleType("tfds_builders.motion_zsar.language")
+    language.corpus = lambda: (row._asdict() for row in corpus)
+    package: Any = types.ModuleType("tfds_builders.motion_zsar")
+    package.language = language
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setitem(sys.modules, language.__name__, language)
+    builder = build(tmp_path, None)
+    assert builder.builder_config.name == "motion"
+    assert stored(builder) == corpus
+    assert builder.info.metadata["actions"] == {"harl run": 5}
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_no_file_is_one_line(tmp_path, made):
+    place = tmp_path / "nowhere"
+    if made:
+        place.mkdir()
+    with pytest.raises(UserError, match=r"nowhere.*\*\.jsonl") as caught:
+        build(tmp_path, "manual", place)
+    assert "\n" not in str(caught.value)
+
+
+ROWS = [
+    Row("jump rope", "Schnell, sehr “schnell” 🪢", "caption", "v1"),
+    Row("jump rope", 'commas, "quotes"\nand lines', "web", "v2"),
+    Row("rappel", "Going down on a rope.", "caption", ""),
+]
+
+
+def as_table(rows, dialect):
+    out = io.StringIO(newline="")
+    csv.writer(out, dialect=dialect).writerows([Row._fields, *rows])
+    return out.getvalue()
+
+
+def as_mapping(rows):
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row.action, []).append(
+            {"caption": row.description, "source": row.source, "vid": row.video_id}
+        )
+    return json.dumps(groups, ensure_ascii=False)
+
+
+WRITERS = {
+    "rows.json": lambda rows: json.dumps([r._asdict() for r in rows], ensure_ascii=False),
+    "groups.json": as_mapping,
+    "rows.jsonl": lambda rows: "".join(json.dumps(r._asdict()) + "\n" for r in rows),
+    "rows.csv": lambda rows: as_table(rows, "excel"),
+    "rows.tsv": lambda rows: as_table(rows, "excel-tab"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_rows_read_are_rows_written(tmp_path, name, end, mark):
+    assert rows_of(write(tmp_path / (name + end), mark + WRITERS[name](ROWS))) == ROWS
+
+
+@pytest.mark.parametrize("name", ["push_up.txt", "push_up.TXT.gz"])
+def test_a_text_file_is_one_action(tmp_path, name):
+    rows = rows_of(write(tmp_path / name, "\ufeffone\r\n\n two \nthree"))
+    assert rows == [Row("push up", text, name, "") for text in ("one", "two", "three")]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+# Everything is stripped; an empty source is the file's name, so none is drawn here.
+DRAWN = st.builds(Row, *[TEXT.map(str.strip)] * 2, st.just("drawn"), TEXT.map(str.strip))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(DRAWN, max_size=5))
+def test_any_text_comes_through(tmp_path_factory, name, rows):
+    path = write(tmp_path_factory.mktemp("drawn") / name, WRITERS[name](rows))
+    assert sorted(rows_of(path)) == sorted(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(DRAWN, min_size=1, max_size=5), chunk=st.integers(1, 40))
+def test_json_is_the_same_in_chunks_of_any_size(tmp_path_factory, rows, chunk):
+    path = write(tmp_path_factory.mktemp("chunks") / "rows.json", WRITERS["rows.json"](rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "_CHUNK", chunk)
+        assert rows_of(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line", "words"),
+    [
+        ("a.jsonl", '{"action":"a","text":"b"}\n{"action":\n', 2, "not JSON"),
+        ("a.jsonl", "[1]\n", 1, "a row object expected, a list found"),
+        ("a.jsonl", '\n\n{"activity":"a","text":"b"}', 3, "no column action .*'activity', 'text'"),
+        ("a.jsonl", '{"action":"a","subtitle":"b"}', 1, "no column description .*'subtitle'"),
+        ("a.jsonl", '{"action":7,"text":"b"}', 1, "action is a number"),
+        ("a.jsonl", '{"action":"a","text":["b"]}', 1, "description is a list"),
+        ("a.jsonl", "[" * 100_000 + "\n", 1, "nested too deep"),
+        ("a.jsonl", '{"a":' + "1" * 5000 + "}", 1, "a number far too long"),
+        ("a.jsonl", b'{"action":"a","text":"ok"}\n{"action":"\xff"}', 2, "not UTF-8"),
+        ("a.jsonl", '{"action":"a","text":"' + "b" * (1 << 20) + '"}', 1, "longer than 1 MiB"),
+        ("a.csv", "action,text\na,b\n\na,b,c\n", 4, "3 fields, but the header has 2"),
+        ("a.csv", 'action,text\na,"b\n\nb"\na,"b"c\n', 5, "not excel"),
+        ("a.csv", 'action,text\na,b\na,"b\n', 3, "not excel .*unexpected end"),
+        ("a.csv", "jump,He jumps.\n", 1, "no column action .*found 'jump', 'He jumps.'"),
+        ("a.csv", "action,text\na,b\n".encode("utf-16"), 1, "not UTF-8"),
+        ("a.tsv", 'action\ttext\na\t"b\n' + "c\n" * (1 << 20), 2, "field limit"),
+        ("a.txt", b"fine\nfine\ncaf\xe9\n", 3, "not UTF-8"),
+        ("a.json", "", 1, "not a JSON list or object"),
+        ("a.json", '"text"', 1, "not a JSON list or object"),
+        ("a.json", '[\n{"action":"a","text":"b"}\n{"action":"a"}]', 3, "',|,' or|, or \\]"),
+        ("a.json", '[{"action":"a","text":"b"},\n{"action":\n oops}]', 3, "Expecting value"),
+        ("a.json", '[{"action":"a","text":"b"}', 1, "the end of the file found"),
+        ("a.json", '[{"action":"a","text":"b"}]\n[', 2, "text after the end"),
+        ("a.json", '{"action":"a","text":"b"}\n{"action":"c"}', 1, r"'action' holds no list"),
+        ("a.json", '{"data":[{"action":"a","text":"b"}]}', 1, "names its own action"),
+        ("a.json", '{"a":["b",\n3]}', 2, "a number found under an action"),
+        ("a.json", '{"a":["b"],\nc:[]}', 2, "double quotes"),
+        ("a.json", '["' + "b" * (1 << 21) + '"]', 1, "no whole element in 1 MiB"),
+        ("a.json", '[{"a' + "b" * (1 << 20) + '":1}]', 1, "longer than 1 MiB"),
+        ("a.json", "[" * 100_000, 1, "nested too deep"),
+        ("a.json", b'[{"action":"a",\n"text":"caf\xe9"}]', 2, "not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_bad_input_is_one_line_naming_the_place(tmp_path, name, data, line, words, end):
+    path = write(tmp_path / (name + end), data)
+    with pytest.raises(UserError, match=words) as caught:
+        rows_of(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_a_broken_gzip_is_one_line(tmp_path, name):
+    path = tmp_path / f"{name}.gz"
+    for data in (b"plain text", gzip.compress(WRITERS[name](ROWS).encode())[:-12]):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="not a whole gzip file"):
+            rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("a.jsonl.gz", '{"action":"a","text":"b"}\n'), ("a.json.gz", '{"action":"a","text":"b"},\n')],
+)
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, row):
+    data = row * 100_000
+    path = write(tmp_path / name, f"[{data[:-2]}]" if "json." in name else data)
+    assert len(data) / path.stat().st_size > walk.MAX_RATIO
+    assert len(rows_of(path)) == 100_000  # the ratio alone is no reason: captions repeat
+    monkeypatch.setattr(walk, "MAX_BYTES", 1 << 20)
+    with pytest.raises(UserError, match="a gzip that has grown"):
+        rows_of(path)
+
+
+def test_a_corpus_without_a_row_is_one_line(tmp_path):
+    write(tmp_path / "a.csv", "action,text\n,b\na,  \n")
+    with pytest.raises(UserError, match="no action 1, no description 1"):
+        list(readers.read(tmp_path))
+
+
+def test_half_a_surrogate_pair_is_skipped_and_counted(tmp_path):
+    write(tmp_path / "a.jsonl", '{"action":"a","text":"\\ud83d"}\n{"action":"a","text":"b"}\n')
+    tally = readers.Tally()
+    assert [row.description for _, row in readers.read(tmp_path, tally)] == ["b"]
+    assert tally.metadata["report"]["skipped"] == {"half a surrogate pair": 1}
+
+
+def test_keys_are_unique_over_files_and_hidden_files_are_left_alone(tmp_path):
+    for name in ("b.txt", "a.jsonl", ".hidden.txt", "notes.md"):
+        write(tmp_path / name, '{"action":"a","text":"b"}\n' * 3)
+    keys = [key for key, _ in readers.read(tmp_path)]
+    assert len(set(keys)) == len(keys) == 6
+    assert keys == sorted(keys)
+
+
+def many(kind, count):
+    """A file of rows, written piece by piece."""
+    row = '{"action": "action %d", "description": "%s %d", "video_id": "v%d"}'
+    rows = (row % (i % 1211, "someone moves about " * 4, i, i) for i in range(count))
+    if kind == "json":
+        return itertools.chain("[", (f"{',' if i else ''}\n{r}" for i, r in enumerate(rows)), "]")
+    if kind == "mapping":
+        texts = (f'{"," if i else ""}"{"someone moves about " * 4} {i}"' for i in range(count))
+        return itertools.chain(['{"jump":['], texts, ["]}"])
+    if kind == "csv":
+        return itertools.chain(
+            ["action,text\n"], (f'a{i % 1211},"{"someone moves " * 6}{i}"\n' for i in range(count))
+        )
+    return (r + "\n" for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("jsonl", "a.jsonl"),
+        ("jsonl", "a.jsonl.gz"),
+        ("json", "a.json"),
+        ("mapping", "a.json"),
+        ("csv", "a.csv"),
+    ],
+)
+def test_memory_does_not_grow_with_the_file(tmp_path, kind, name):
+    # tracemalloc slows the reading tenfold: all 200,000 rows for one kind, enough for the others
+    count = 200_000 if name == "a.jsonl" else 40_000
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(tmp_path / name, "wt") as file:
+        file.writelines(many(kind, count))
+    tracemalloc.start()
+    try:
+        read = sum(1 for _ in readers.read(tmp_path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read == count
+    assert peak < 3 << 20, f"{peak / 2**20:.1f} MiB at the peak"

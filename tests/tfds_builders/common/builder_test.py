@@ -1,0 +1,308 @@
+"""What all video builders promise: broken videos are listed, interrupted builds leave nothing, both
+storages read alike, indices fit, and what is missing is said in five lines."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from coco_jax.data import dataset as datasets
+from coco_jax.data import video as videos
+from coco_jax.data.loader import Clip, TrainLoader
+from coco_jax.data.task import make_task
+from coco_jax.errors import UserError
+from tests.tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists
+from tfds_builders.build import build, names
+from tfds_builders.common import builder as base
+from tfds_builders.common import testing as fakes
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def hundred(tmp_path) -> pathlib.Path:
+    """A folder of a hundred videos, two of them corrupt: one truncated, one no video at all."""
+    folder = tmp_path / "mine"
+    found = [
+        f"{action}/{n:02d}.mp4" for action in ("hop", "skip", "jump", "run") for n in range(25)
+    ]
+    fakes.write(folder, found)
+    cut = folder / "hop" / "03.mp4"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (folder / "run" / "07.mp4").write_bytes(b"<html>404 Not Found</html>" * 9)
+    (folder / "unseen.txt").write_text("jump\n")
+    return folder
+
+
+def test_two_corrupt_videos_of_a_hundred(hundred, tmp_path, capsys):
+    folder = build("video_folder", str(tmp_path / "data"), str(hundred), max_broken=0.1)
+    dataset = datasets.load("video_folder/video", str(tmp_path / "data"))
+    assert len(dataset.records) == 98
+    report = json.loads((folder / "report.json").read_text())
+    broken = {one["video"]: one["reason"] for part in report.values() for one in part["broken"]}
+    assert set(broken) == {"hop/03.mp4", "run/07.mp4"}
+    assert all((reason.startswith(name) and "fetch it again" in reason) or "give a whole" in reason
+               for name, reason in broken.items())  # fmt: skip
+    assert sum(part["stored"] for part in report.values()) == 98
+    said = capsys.readouterr().err
+    assert "hop/03.mp4" in said and "run/07.mp4" in said
+
+
+def test_too_many_broken_videos_stop_the_build_and_leave_nothing(hundred, tmp_path):
+    with pytest.raises(UserError, match=r"videos of '\w+' are broken, more than 1.0%"):
+        build("video_folder", str(tmp_path / "data"), str(hundred))
+    left = [p for p in (tmp_path / "data").rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert [p.name for p in left if "record" in p.name or p.name == "dataset_info.json"] == []
+    with pytest.raises(UserError, match="is not in"):
+        datasets.load("video_folder/video", str(tmp_path / "data"))
+
+
+def test_a_killed_build_is_never_taken_for_whole(hundred, tmp_path):
+    """Killed while it writes; the next build clears up, and finishes."""
+    data = tmp_path / "data"
+    code = (
+        "import sys, time\nfrom tfds_builders import base, build\n"
+        "whole = base.Storage.store\n"
+        "def slow(self, data, name):\n    time.sleep(0.05)\n    return whole(self, data, name)\n"
+        "base.Storage.store = slow\n"
+        f"build.build('video_folder', {str(data)!r}, {str(hundred)!r}, max_broken=1.0)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(data.rglob("incomplete.*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(data.rglob("incomplete.*"))
+    with pytest.raises(UserError, match="is not in"):
+        datasets.load("video_folder/video", str(data))
+    build("video_folder", str(data), str(hundred), max_broken=0.1)
+    assert not list(data.rglob("incomplete.*"))
+    assert len(datasets.load("video_folder/video", str(data)).records) == 98
+
+
+def test_one_process_builds_at_a_time(hundred, tmp_path):
+    import filelock
+
+    folder = tmp_path / "data" / "video_folder" / "video"
+    folder.mkdir(parents=True)
+    with (
+        filelock.FileLock(folder / ".1.0.0.lock"),
+        pytest.raises(UserError, match="another process is building it"),
+    ):
+        build("video_folder", str(tmp_path / "data"), str(hundred))
+
+
+def folder_config(data: pathlib.Path, name: str) -> ConfigDict:
+    from conftest import tiny_config
+
+    return tiny_config(
+        str(data), data__name=name, ablation="label", text__corpus=None, data__batch=4,
+        data__crop=1.0, data__color=0.0,
+        text__vocabulary=100, data__flip=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> pathlib.Path:
+    """Four actions, stored as they are and as JPEG frames at the videos' own size and rate."""
+    place = tmp_path_factory.mktemp("both")
+    fakes.write(
+        place / "mine",
+        [f"{split}/{a}/{n}.mp4" for split in ("train", "test") for a in "abcd" for n in range(4)],
+    )
+    (place / "mine" / "unseen.txt").write_text("d\n")
+    build("video_folder/video", str(place / "data"), str(place / "mine"))
+    build("video_folder/jpeg", str(place / "data"), str(place / "mine"), jpeg_side=32, jpeg_fps=8.0)
+    return place / "data"
+
+
+def test_jpeg_frames_show_what_the_video_shows(both):
+    clips = {}
+    for storage in ("video", "jpeg"):
+        config = folder_config(both, f"video_folder/{storage}")
+        task = make_task(config)
+        clip = Clip(task.dataset.records, config, training=False)
+        rng = np.random.default_rng(0)
+        clips[storage] = {
+            v: clip(n, rng)["video"] for n, v in enumerate(task.dataset.records.video_ids)
+        }
+    assert clips["video"].keys() == clips["jpeg"].keys()
+    for name, clip_THWC in clips["video"].items():
+        # Two codecs apart, but every frame is nearest to that of the same moment.
+        off_TS = np.abs(clip_THWC[:, None].astype(int) - clips["jpeg"][name][None]).mean((2, 3, 4))
+        assert off_TS.argmin(1).tolist() == list(range(len(off_TS))), name
+        assert off_TS.diagonal().max() < 8
+
+
+def test_jpeg_frames_train(both):
+    config = folder_config(both, "video_folder/jpeg")
+    task = make_task(config)
+    batch = next(TrainLoader(task.dataset.records, task.plan.train, config))
+    assert batch["video"].shape == (4, 4, 32, 32, 3) and batch["video"].dtype == np.uint8
+    assert set(task.plan.seen) == {"a", "b", "c"} and task.plan.unseen == ("d",)
+
+
+def test_a_broken_jpeg_is_named():
+    frames = videos.Frames((b"\xff\xd8 no jpeg", b""), 8.0)
+    with pytest.raises(videos.VideoError, match=r"a\.mp4: a frame is no whole JPEG"):
+        videos.decode(frames, None, name="a.mp4")
+    with pytest.raises(videos.VideoError, match="holds no frame"):
+        videos.probe(videos.Frames((), 8.0))
+
+
+def test_the_index_is_what_the_records_say_and_a_wrong_one_is_made_again(both):
+    datasets.load.cache_clear()
+    dataset = datasets.load("video_folder/video", str(both))
+    for n, record in enumerate(dataset.records):
+        assert record["video_id"] == dataset.records.video_ids[n]
+        assert record["label"] == dataset.records.labels[n]
+    (path,) = both.glob("video_folder/video/*/index.npz")
+    whole = path.read_bytes()
+    for wrong in (b"", whole[: len(whole) // 2], b"PK nonsense"):
+        path.write_bytes(wrong)
+        datasets.load.cache_clear()
+        again = datasets.load("video_folder/video", str(both))
+        assert again.records.video_ids == dataset.records.video_ids
+
+
+def test_the_index_spares_reading_the_records(both, monkeypatch):
+    datasets.load.cache_clear()
+    monkeypatch.setattr(datasets, "write_index", lambda builder: pytest.fail("read everything"))
+    assert len(datasets.load("video_folder/video", str(both)).records) == 32
+
+
+@pytest.mark.parametrize("config", ["k400_zsar", "hmdb51_zsar", "hmdb51_cross"])
+def test_missing_data_is_told_in_five_lines(config, tmp_path):
+    got = subprocess.run(
+        [sys.executable, "-m", "coco_jax.main", f"--config={ROOT}/configs/{config}.py"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = got.stderr.strip().splitlines()
+    assert got.returncode == 2 and len(lines) == 5, got.stderr
+    for line, begin in zip(lines[1:], ("Fetch:", "Size:", "Put:", "Build:"), strict=True):
+        assert line.strip().startswith(begin)
+    assert "GB" in lines[2] and "python -m tfds_builders.build " in lines[4]
+
+
+def test_every_config_names_datasets_that_have_a_builder():
+    import importlib
+
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        module = importlib.import_module(f"coco_jax.configs.{path.stem}")
+        if not hasattr(module, "get_config"):
+            continue
+        config = module.get_config()
+        for name in (config.data.name, config.data.test_name, config.text.corpus):
+            assert name is None or name.partition("/")[0] in names(), (path.name, name)
+
+
+def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
+    """One real video among generated ones of the other 100 classes: built, trained on, tested."""
+    from coco_jax.main import run
+    from conftest import tiny_config
+
+    label_map = clips.parent / "annotations" / "ucf101" / "label_map.txt"
+    labels = label_map.read_text().split()
+    placed = tmp_path / "placed"
+    found = fake_lists(placed / "ucfTrainTestlist", labels, each=1)
+    fakes.write(placed / "UCF-101", found)
+    shutil.copyfile(
+        clips / "applying_eye_makeup.avi",
+        placed / "UCF-101" / "ApplyEyeMakeup" / "v_ApplyEyeMakeup_g01_c01.avi",
+    )
+    build("ucf101_zsar/intra", str(tmp_path / "data"), str(placed))
+    dataset = datasets.load("ucf101_zsar/intra", str(tmp_path / "data"))
+    assert len(dataset.classes) == 101 and len(dataset.records) == 202
+    name = "apply eye makeup"
+    split = next(k for k, v in dataset.class_splits.items() if name in v["unseen"])
+    config = tiny_config(
+        str(tmp_path / "data"), data__name="ucf101_zsar/intra", split=split, ablation="label",
+        text__corpus=None, data__batch=8, text__vocabulary=150, optimizer__steps=3,
+    )  # fmt: skip
+    figures = run(config, tmp_path / "run", "both", False)
+    assert figures["unseen_videos"] == 100 and len(figures["unseen_classes"]) == 50
+    shown = {e["video_id"] for e in figures["examples"] if e["action"] == name}
+    assert shown <= {"v_ApplyEyeMakeup_g01_c01", "v_ApplyEyeMakeup_g08_c01"} and shown
+    real = dataset.records[dataset.records.video_ids.index("v_ApplyEyeMakeup_g01_c01")]
+    assert real["video"] == (clips / "applying_eye_makeup.avi").read_bytes()
+
+
+def test_a_cross_dataset_run_tests_each_official_split(tmp_path):
+    """Trained on one dataset, tested on another that shares a class name with it."""
+    from coco_jax.main import run
+    from conftest import tiny_config
+
+    data, placed = tmp_path / "data", tmp_path / "placed"
+    fakes.write(
+        tmp_path / "mine", [f"{a}/{n}.mp4" for a in ("archery", "b", "c", "d") for n in range(5)]
+    )
+    (tmp_path / "mine" / "unseen.txt").write_text("d\n")
+    build("video_folder", str(data), str(tmp_path / "mine"))
+    labels = ("Archery", "Biking", "Diving", "HighJump")
+    fakes.write(placed / "UCF-101", fake_lists(placed / "lists", labels, each=1))
+    build("ucf101_zsar/cross", str(data), str(placed))
+    config = tiny_config(
+        str(data), data__name="video_folder/video", protocol="cross", data__test_name="ucf101_zsar/cross",
+        data__test_splits=("1", "2", "half1"), ablation="label", text__corpus=None, data__batch=8,
+        text__vocabulary=80, optimizer__steps=2, checkpoint_every=2,
+    )  # fmt: skip
+    task = make_task(config)
+    assert task.plan.seen == ("archery", "b", "c")
+    assert task.plan.unseen == ("ucf101_zsar: archery", "biking", "diving", "high jump")
+    assert task.names["unseen"][0] == "archery"
+    # The fake lists' second split tests every other video of the first's.
+    sizes = {name: len(subset.records) for name, subset in task.plan.subsets.items()}
+    assert sizes == {"1": 4, "2": 2, "half1": 4}
+    labels_of = task.dataset.records.labels
+    assert not set(labels_of[task.plan.train]) & set(labels_of[task.plan.test_unseen])
+    figures = run(config, tmp_path / "run", "both", False)
+    assert (
+        len(figures["cross"]["official"]["top1"]) == 2
+        and len(figures["cross"]["half"]["top1"]) == 1
+    )
+    assert figures["top1"] == np.mean(figures["cross"]["official"]["top1"])
+    with config.unlocked():
+        config.data.shared_classes = "drop"
+    assert make_task(config).plan.seen == ("b", "c")
+
+
+def test_beam_builds_the_same_dataset(hundred, tmp_path):
+    pytest.importorskip("apache_beam")
+    build("video_folder", str(tmp_path / "alone"), str(hundred), max_broken=0.1)
+    folder = build(
+        "video_folder", str(tmp_path / "beam"), str(hundred), beam="runner=DirectRunner",
+        max_broken=0.1,
+    )  # fmt: skip
+    alone, beam = (
+        datasets.load("video_folder/video", str(tmp_path / which)) for which in ("alone", "beam")
+    )
+
+    def contents(dataset):
+        return {
+            record["video_id"]: (record["label"], record["video"]) for record in dataset.records
+        }
+
+    assert contents(alone) == contents(beam) and len(beam.records) == 98
+    assert beam.class_splits == alone.class_splits
+    report = json.loads((folder / "report.json").read_text())
+    assert sum(len(part["broken"]) for part in report.values()) == 2
+
+
+def test_halves_do_not_change():
+    """A promise: the trials of a release are those of the next."""
+    split = base.halves("ucf101", ["a", "b", "c", "d", "e"], 2)
+    assert split == {
+        "1": {"seen": ["a", "b", "e"], "unseen": ["c", "d"]},
+        "2": {"seen": ["a", "c", "e"], "unseen": ["b", "d"]},
+    }

@@ -1,0 +1,217 @@
+"""Kinetics-ZSAR's class sets against the files that define them, and the builder on generated videos."""
+
+import csv
+import io
+import json
+import pathlib
+import tarfile
+import tempfile
+
+import pytest
+import tensorflow_datasets as tfds
+
+from coco_jax.data import dataset as datasets
+from coco_jax.errors import UserError
+from tfds_builders.build import build
+from tfds_builders.common import testing as fakes
+from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
+
+REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "annotations" / "kinetics"
+real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real class lists: {REAL} is absent")
+SEEN = ("archery", "garbage collecting", "tying tie")
+NEW = ("acting in play", "yarn spinning", "cosplaying")
+
+
+def youtube_id(n: int) -> str:
+    return f"-_vid{n:06d}"
+
+
+def fake_annotations(folder: pathlib.Path) -> None:
+    """Class lists of the protocol's form: three seen classes, three new ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [{"word": name, "defn": name} for name in SEEN + NEW]
+    (folder / "classes620_label_defn.json").write_text(json.dumps(names))
+    (folder / "tst_class_idxs.json").write_text(json.dumps([[3, 4], [4, 5], [3, 5]]))
+    (folder / "val_class_idxs.json").write_text(json.dumps([[5], [3], [4]]))
+
+
+def table(path: pathlib.Path, rows: list[tuple[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        out = csv.writer(stream)
+        out.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+        out.writerows((label, video_id, 1, 11, "x") for label, video_id in rows)
+
+
+def fake_videos(folder: pathlib.Path) -> None:
+    """Class folders of Kinetics-400, a tar of Kinetics-600, CSVs; one test video also in train."""
+    train = [(name, youtube_id(n)) for n, name in enumerate(SEEN * 2)]
+    train.append((SEEN[0], youtube_id(20)))  # tested under a new class: must not be trained on
+    table(folder / "k400" / "train.csv", train)
+    fakes.write(
+        folder / "k400" / "train",
+        [f"{name.replace(' ', '_')}/{v}_000001_000011.mp4" for name, v in train],
+    )
+    test = [(name, youtube_id(20 + n)) for n, name in enumerate(NEW * 2)]
+    # Renamed in Kinetics-600, seen all the same.
+    test += [("person collecting garbage", youtube_id(40)), ("archery", youtube_id(41))]
+    table(folder / "k600" / "val.csv", test[:4])
+    table(folder / "k600" / "annotations" / "test.csv", test[4:])
+    for part, rows in (("val", test[:4]), ("test", test[4:])):
+        place = folder / "k600" / part
+        place.mkdir(parents=True)
+        with tarfile.open(place / "part_0.tar.gz", "w:gz") as out:
+            for n, (_, video_id) in enumerate(rows):
+                info = tarfile.TarInfo(f"{video_id}_000001_000011.mp4")
+                info.size = len(fakes.video(50 + n))
+                out.addfile(info, io.BytesIO(fakes.video(50 + n)))
+
+
+class KineticsZsarTest(tfds.testing.DatasetBuilderTestCase):
+    DATASET_CLASS = kinetics.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["video", "jpeg"]  # noqa: RUF012
+    SPLITS = {"train": 6, "test": 8}  # noqa: RUF012
+    DL_DOWNLOAD_RESULT = {  # noqa: RUF012
+        which: f"downloaded/{url.rpartition('/')[2]}" for which, url in kinetics.LISTS.items()
+    }
+
+    @classmethod
+    def setUpClass(cls):
+        cls.EXAMPLE_DIR = tempfile.mkdtemp()
+        folder = pathlib.Path(cls.EXAMPLE_DIR)
+        fake_videos(folder)
+        fake_annotations(folder / "downloaded")
+        cls.patch = pytest.MonkeyPatch()
+        cls.patch.setattr(kinetics, "SEEN", len(SEEN))
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.patch.undo()
+        super().tearDownClass()
+
+
+@real
+def test_the_real_class_sets():
+    names = ("classes620_label_defn.json", "tst_class_idxs.json", "val_class_idxs.json")
+    classes, splits = kinetics.read_splits(*(REAL / name for name in names))
+    k400, k600 = ((REAL / f"label_map_k{n}.txt").read_text().splitlines() for n in (400, 600))
+    assert classes[:400] == k400 and len(set(classes)) == 620
+    assert set(classes[400:]) <= set(k600)
+    assert list(splits) == ["1", "2", "3"]
+    for split in splits.values():
+        seen, validation, unseen = (split[k] for k in ("seen", "validation", "unseen"))
+        assert (len(seen), len(validation), len(unseen)) == (400, 60, 160)
+        assert len({*seen, *validation, *unseen}) == 620
+    assert len({tuple(split["unseen"]) for split in splits.values()}) == 3
+    with (REAL / "vifi_split1_test_classes.csv").open() as stream:
+        peer = [row["name"] for row in csv.DictReader(stream)]
+    assert splits["1"]["unseen"] == peer
+
+
+@real
+def test_the_twelve_renamed_classes_are_all_of_them():
+    """Kinetics-600's names that are neither Kinetics-400's nor new are just the table's."""
+    k400, k600 = (set((REAL / f"label_map_k{n}.txt").read_text().splitlines()) for n in (400, 600))
+    words = json.loads((REAL / "classes620_label_defn.json").read_text())
+    new = {one["word"] for one in words[400:]}
+    assert set(kinetics.RENAMED) == k600 - k400 - new and len(kinetics.RENAMED) == 12
+    assert set(kinetics.RENAMED.values()) <= k400 - k600
+    assert len(set(kinetics.RENAMED.values())) == 12
+
+
+@real
+def test_the_real_test_videos_are_read_by_id():
+    """A peer's list of the videos: every name gives a YouTube id, and labels agree with the classes."""
+    lines = (REAL / "tst_video_metas.head.jsonl").read_text().splitlines()
+    names = [json.loads(line)["videoname"] for line in lines]
+    ids = [kinetics.id_of(name) for name in names]
+    assert all(len(one) == 11 for one in ids) and len(set(ids)) == len(names) == 2000
+
+
+@pytest.fixture
+def placed(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinetics, "SEEN", len(SEEN))
+    # The fakes are not the files whose checksums are known.
+    monkeypatch.setattr(kinetics.Builder, "url_infos", {})
+    fake_videos(tmp_path / "placed")
+    fake_annotations(tmp_path / "placed" / "annotations")
+    return tmp_path
+
+
+def test_no_video_is_trained_on_that_is_tested(placed):
+    folder = build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
+    dataset = datasets.load("kinetics_zsar/video", str(placed / "data"))
+    records = dataset.records
+    by_split = {
+        split: {v for v, s in zip(records.video_ids, records.splits, strict=True) if s == split}
+        for split in ("train", "test")
+    }
+    assert youtube_id(20) in by_split["test"] and not by_split["test"] & by_split["train"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["train"]["left_out_because_tested"] == 1
+    assert (report["train"]["stored"], report["train"]["missing"]) == (6, 0)
+    label = dict(zip(records.video_ids, records.labels.tolist(), strict=True))
+    assert dataset.classes[label[youtube_id(40)]] == "garbage collecting"
+
+
+def test_class_folders_do_without_csvs(placed):
+    for path in (placed / "placed").rglob("*.csv"):
+        path.unlink()
+    for part in ("val", "test"):
+        for path in (placed / "placed" / "k600" / part).iterdir():
+            path.unlink()
+    fakes.write(placed / "placed" / "k600" / "val", [
+        f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
+        f"Acting in Play/{youtube_id(0)}.mp4",  # also a training video's id
+    ])  # fmt: skip
+    build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
+    records = datasets.load("kinetics_zsar/video", str(placed / "data")).records
+    assert records.splits.count("test") == 2 and records.splits.count("train") == 6
+    assert [records.video_ids.index(youtube_id(0))] == [
+        n for n, split in enumerate(records.splits)
+        if split == "test" and records.video_ids[n] == youtube_id(0)
+    ]  # fmt: skip
+
+
+def test_a_renamed_class_is_never_unseen(tmp_path, monkeypatch):
+    fake_annotations(tmp_path)
+    monkeypatch.setattr(kinetics, "SEEN", 3)
+    names = json.loads((tmp_path / "classes620_label_defn.json").read_text())
+    names[3]["word"] = "tying necktie"
+    (tmp_path / "classes620_label_defn.json").write_text(json.dumps(names))
+    paths = {which: tmp_path / url.rpartition("/")[2] for which, url in kinetics.LISTS.items()}
+    with pytest.raises(UserError, match="tying necktie are renamed classes"):
+        kinetics.read_splits(**paths)
+
+
+def test_nothing_there_says_what_to_fetch(placed):
+    import shutil
+
+    shutil.rmtree(placed / "placed" / "k600" / "test")
+    shutil.rmtree(placed / "placed" / "k600" / "val")
+    with pytest.raises(UserError, match=r"no video of 'test' was found"):
+        build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
+    assert not list((placed / "data").rglob("incomplete*"))
+
+
+def test_validation_is_on_the_split_s_own_classes(placed):
+    """Its unseen classes then appear nowhere, and all seen ones are trained on."""
+    from coco_jax.config import default
+    from coco_jax.data.splits import make_plan
+
+    build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
+    dataset = datasets.load("kinetics_zsar/video", str(placed / "data"))
+    config = default()
+    plans = {}
+    for config.protocol in ("validation", "test"):
+        plans[config.protocol] = make_plan(dataset, config)
+    assert plans["validation"].seen == plans["test"].seen == SEEN
+    assert plans["validation"].unseen == ("cosplaying",)
+    assert plans["test"].unseen == ("acting in play", "yarn spinning")
+    tested = {
+        dataset.classes[label] for label in dataset.records.labels[plans["validation"].test_unseen]
+    }
+    assert tested == {"cosplaying"}
+    # Generalised: Kinetics-600's videos of seen classes.
+    assert len(plans["test"].test_seen) == 2

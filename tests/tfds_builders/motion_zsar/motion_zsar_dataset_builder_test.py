@@ -1,0 +1,124 @@
+"""The benchmark is what its README says: complete, reproducible, and only words can transfer."""
+
+import collections
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from coco_jax.data import dataset as datasets
+from coco_jax.data import video as videos
+from tfds_builders.motion_zsar import language, render
+
+BY_NAME = {action.name: action for action in language.ACTIONS}
+CORPUS = list(language.corpus())
+
+
+def test_actions_are_distinct_combinations():
+    everything = language.ACTIONS + language.AUXILIARY
+    assert (len(language.ACTIONS), len(language.AUXILIARY)) == (32, 8)
+    assert len({a.name for a in everything}) == 40
+    assert len({(a.path, a.manner) for a in everything}) == 40
+
+
+def test_every_primitive_of_an_unseen_action_is_seen_in_two_others():
+    splits = language.class_splits()
+    assert sorted(splits) == ["1", "2", "3"]
+    for split in splits.values():
+        seen, unseen = ([BY_NAME[name] for name in split[k]] for k in ("seen", "unseen"))
+        assert len(seen) == 24 and len(unseen) == 8 and not set(seen) & set(unseen)
+        paths = collections.Counter(a.path for a in seen)
+        manners = collections.Counter(a.manner for a in seen)
+        assert all(paths[a.path] >= 2 and manners[a.manner] >= 2 for a in unseen)
+
+
+def test_the_corpus_describes_every_action_and_never_names_it():
+    counts = collections.Counter(row["action"] for row in CORPUS)
+    assert set(counts.values()) == {language.DESCRIPTIONS_PER_ACTION} and len(counts) == 40
+    for row in CORPUS:
+        words = set(row["description"].replace(",", " ").replace(":", " ").split())
+        assert row["action"].split()[0] not in words
+    assert list(language.corpus()) == CORPUS
+    named = [row for row in CORPUS if row["video_id"]]
+    assert 0.1 < len(named) / len(CORPUS) < 0.25
+    assert all(row["video_id"].startswith(row["action"].replace(" ", "_")) for row in named)
+
+
+def test_descriptions_tell_actions_apart():
+    """A reader who knows the words, and nothing else, names the action; the benchmark can be solved."""
+
+    def primitive(text, table):
+        return next((name for name, phrases in table.items() for p in phrases if p in text), None)
+
+    def read(rows):
+        votes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        for row in rows:
+            for table in (language.PATHS, language.MANNERS):
+                found = primitive(row["description"], table)
+                if found:
+                    votes[row["action"]][found] += 1
+        return votes
+
+    votes = read(CORPUS)
+    for action in language.ACTIONS + language.AUXILIARY:
+        assert {name for name, _ in votes[action.name].most_common(2)} == {
+            action.path,
+            action.manner,
+        }
+    vague = np.mean([row["description"] in language._VAGUE for row in CORPUS])
+    assert 0.08 < vague < 0.16
+
+
+def test_clips_are_the_same_bytes_every_time():
+    code = (
+        "import hashlib\n"
+        "from coco_jax.data import videos\n"
+        "from tfds_builders.motion_zsar import language, render\n"
+        "for a in language.ACTIONS[:3]:\n"
+        "    print(hashlib.sha256(videos.encode(render.clip(a, 7), render.FPS)).hexdigest())\n"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = [
+        hashlib.sha256(videos.encode(render.clip(a, 7), render.FPS)).hexdigest()
+        for a in language.ACTIONS[:3]
+    ]
+    assert other.stdout.split() == here and len(set(here)) == 3
+
+
+@pytest.mark.parametrize("path", language.PATHS)
+@pytest.mark.parametrize("manner", language.MANNERS)
+def test_every_combination_can_be_drawn_and_moves(path, manner):
+    clip = render.clip(language.Action("test", path, manner), 0)
+    assert clip.dtype == np.uint8 and clip.shape[1:] == (64, 64, 3) and 18 <= len(clip) <= 30
+    assert np.abs(np.diff(clip.astype(int), axis=0)).max() > 40
+
+
+def test_growth_and_blinking_show_in_the_pictures():
+    """What a manner says is there to be seen: how much of a frame is light, over time."""
+
+    def light(manner, index):
+        clip = render.clip(language.Action("test", "circle", manner), index)
+        return (clip.max(-1) > 200).mean((1, 2))
+
+    growth = [light("grow", i)[-4:].mean() / light("grow", i)[:4].mean() for i in range(6)]
+    shrink = [light("shrink", i)[-4:].mean() / light("shrink", i)[:4].mean() for i in range(6)]
+    assert np.median(growth) > 1.5 and np.median(shrink) < 0.7
+    assert all(light("blink", i).min() < 0.3 * light("blink", i).max() for i in range(6))
+
+
+def test_the_built_dataset_holds_what_was_rendered(data_dir):
+    dataset = datasets.load("motion_zsar", data_dir)
+    records = dataset.records
+    assert dataset.classes == tuple(a.name for a in language.ACTIONS)
+    assert dataset.class_splits == language.class_splits()
+    assert collections.Counter(records.splits) == {"train": 32 * 32, "test": 32 * 8}
+    assert len(set(records.video_ids)) == 1280
+    for index in (0, 700, 1279):
+        record = records[index]
+        action = BY_NAME[dataset.classes[record["label"]]]
+        clip = render.clip(action, int(record["video_id"][-3:]))
+        decoded = videos.decode(record["video"], None)
+        assert videos.probe(record["video"]).codec == "h264" and len(decoded) == len(clip)
+        assert np.abs(decoded.astype(int) - clip).mean() < 8

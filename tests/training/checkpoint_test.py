@@ -1,0 +1,210 @@
+"""Checkpoints: damaged ones, a full disk, other meshes."""
+
+import pathlib
+import random
+import resource
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from coco_jax import sharding
+from coco_jax.errors import UserError
+from coco_jax.training.checkpoint import Checkpoints
+from coco_jax.training.step import make_program
+from tests.step_test import random_batch
+
+# orbax leaves what it was about to read unread where something else could not be read.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+)
+
+
+def program_of(config, devices=1):
+    return make_program(config, sharding.make_mesh(config, jax.devices()[:devices]))
+
+
+def numbers(state):
+    """Whole copies, as a step donates what it is given."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def two(data_dir, tmp_path_factory):
+    """Checkpoints of steps 1 and 2 of a run, and what was saved in them."""
+    from conftest import tiny_config
+
+    config = tiny_config(data_dir, ablation="label")
+    program, key = program_of(config), jax.random.key(0)
+    folder = tmp_path_factory.mktemp("two")
+    checkpoints, state, saved = Checkpoints(folder, 5, program), program.init(key), {}
+    for step in (1, 2):
+        state, _ = program.step(state, random_batch(config, step), key)
+        checkpoints.save(state, config, 10 * step)
+        saved[step] = numbers(state)
+    checkpoints.close()
+    return config, program, folder, saved
+
+
+def restored(program, folder):
+    checkpoints = Checkpoints(folder, 5, program)
+    try:
+        return checkpoints.restore()
+    finally:
+        checkpoints.close()
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(step: pathlib.Path) -> None:
+    file = largest(step)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        lambda step: largest(step).unlink(),
+        lambda step: shutil.rmtree(step / "state"),
+        lambda step: (step / "meta" / "metadata").write_text("{"),
+        lambda step: largest(step).write_bytes(b""),
+    ],
+    ids=["truncated", "file gone", "state gone", "meta garbled", "emptied"],
+)
+def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(two, tmp_path, capfd, damage):
+    config, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "2")
+    state, next_batch = restored(program, tmp_path)
+    assert next_batch == 10 and same(numbers(state), saved[1])
+    told = [line for line in capfd.readouterr().err.splitlines() if "DAMAGED" in line]
+    assert len(told) == 1 and f"{tmp_path}/2" in told[0] and "goes on from step 1" in told[0]
+    assert (tmp_path / "damaged.2").is_dir() and not (tmp_path / "2").exists()
+    # The run makes step 2 again, and its checkpoint finds its place free.
+    state, _ = program.step(state, random_batch(config, 2), jax.random.key(0))
+    checkpoints = Checkpoints(tmp_path, 5, program)
+    checkpoints.save(state, config, 20)
+    checkpoints.close()
+    again, next_batch = restored(program, tmp_path)
+    assert next_batch == 20 and same(numbers(again), saved[2])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_never_becomes_a_wrong_number(two, tmp_path, seed):
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    chance = random.Random(seed)
+    files = sorted(p for p in (tmp_path / "2" / "state").rglob("*") if p.is_file())
+    file = chance.choices(files, [p.stat().st_size for p in files])[0]
+    data = bytearray(file.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    file.write_bytes(data)
+    state, next_batch = restored(program, tmp_path)
+    assert same(numbers(state), saved[next_batch // 10])
+
+
+def test_numbers_that_are_not_those_that_were_saved_are_damage(two, tmp_path, capfd):
+    """Whole files, readable by orbax, of another state: only the fingerprint can tell."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "2" / "state")
+    shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
+    state, _ = restored(program, tmp_path)
+    assert same(numbers(state), saved[1])
+    assert "its numbers are not those that were saved" in capfd.readouterr().err
+
+
+def test_nothing_is_moved_where_no_checkpoint_is_whole(two, tmp_path):
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for step in ("1", "2"):
+        truncate(tmp_path / step)
+    with pytest.raises(UserError, match="no checkpoint there is whole") as caught:
+        restored(program, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
+
+
+def test_another_model_s_checkpoint_is_refused_and_not_called_damaged(two, tmp_path, data_dir):
+    from conftest import tiny_config
+
+    _, _, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    other = program_of(tiny_config(data_dir, ablation="label", model__dim=16))
+    with pytest.raises(UserError, match=r"is of another model .*e.g. params/text_out/kernel: "):
+        restored(other, tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(two, tmp_path):
+    """Files may grow no longer, as on a disk that is full; the system's own limit, no mock."""
+    config, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    state, _ = restored(program, tmp_path)
+    state, _ = program.step(state, random_batch(config, 3), jax.random.key(0))
+    checkpoints = Checkpoints(tmp_path, 5, program)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"could not be written .*the last whole one is of step 2"
+        ):
+            checkpoints.save(state, config, 30)
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    got, next_batch = restored(program, tmp_path)
+    assert next_batch == 20 and same(numbers(got), saved[2])
+    # With room again the step is saved, and what was half written is gone.
+    checkpoints = Checkpoints(tmp_path, 5, program)
+    checkpoints.save(state, config, 30)
+    checkpoints.close()
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2", "3"}
+
+
+def test_a_run_goes_on_with_fewer_devices_and_another_mesh(tiny, tmp_path):
+    """8 devices, then 4, then 2, each on a mesh of its own; the losses are those of one device."""
+    one, key = tiny(ablation="label"), jax.random.key(0)
+    batches = [random_batch(one, step) for step in range(6)]
+
+    def losses(program, state, steps):
+        found = []
+        for step in steps:
+            state, terms = program.step(state, batches[step], key)
+            found.append(float(terms["loss"]))
+        return state, found
+
+    alone = program_of(one)
+    _, wanted = losses(alone, alone.init(key), range(6))
+    found, state = [], None
+    for devices, mesh, steps in (
+        (8, {"data": 2, "fsdp": 2, "tensor": 2}, (0, 1)),
+        (4, {"data": 1, "fsdp": 4, "tensor": 1}, (2, 3)),
+        (2, {"data": 1, "fsdp": 1, "tensor": 2}, (4, 5)),
+    ):
+        config = tiny(ablation="label")
+        config.mesh.update(mesh)
+        program = program_of(config, devices)
+        checkpoints = Checkpoints(tmp_path, 2, program)
+        before, got = state, checkpoints.restore()
+        state = program.init(key) if got is None else got[0]
+        if got is not None:
+            assert same(numbers(state), before)
+            for leaf, where in zip(
+                jax.tree.leaves(state), jax.tree.leaves(program.abstract), strict=True
+            ):
+                assert leaf.sharding == where.sharding
+        state, some = losses(program, state, steps)
+        found += some
+        checkpoints.save(state, config, len(found))
+        checkpoints.close()
+        state = numbers(state)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)

@@ -1,0 +1,113 @@
+"""A frozen text tower: its features stand in for its texts, exactly, and it does not learn."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coco_jax import sharding
+from coco_jax.data.task import make_task
+from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.training.loop import train
+from coco_jax.training.step import make_program
+from coco_jax.training.text_features import text_feature_cache_key, with_features
+
+
+@pytest.fixture
+def frozen(tiny, data_dir, tmp_path):
+    """A config whose bank goes to a folder of its own."""
+
+    def make(**changes):
+        folder = tmp_path / "data"
+        if not folder.exists():
+            folder.mkdir()
+            for built in pathlib.Path(data_dir).iterdir():
+                (folder / built.name).symlink_to(built)
+        return tiny(**{"data__dir": str(folder), "text_tower__trainable": "none", **changes})
+
+    return make
+
+
+def opened(config, devices=1):
+    task = make_task(config)
+    program = make_program(config, sharding.make_mesh(config, jax.devices()[:devices]))
+    return task, program, program.init(jax.random.key(0)).params
+
+
+def test_features_give_what_their_texts_give(frozen):
+    config = frozen()
+    task, program, params = opened(config)
+    cached = with_features(task, program, params)
+    assert cached.label_ids["seen"].dtype == jnp.bfloat16
+    by_ids = program.embed_labels(params, task.label_ids["seen"])
+    by_features = program.embed_labels(params, cached.label_ids["seen"])
+    np.testing.assert_allclose(by_ids, by_features, atol=0.01)  # bfloat16 has 8 bits
+    # The same descriptions, drawn as ids and as features.
+    plain = make_task(frozen(text_tower__trainable="all"))
+    ids, features = plain.step_texts(3), cached.step_texts(3)
+    np.testing.assert_allclose(
+        program.embed_texts(params, ids["description_ids"]),
+        program.embed_texts(params, features["description_ids"]),
+        atol=0.01,
+    )
+
+
+def test_eight_devices_fill_the_bank_of_one(frozen):
+    one, eight = frozen(), frozen()
+    eight.mesh.update(data=2, fsdp=2, tensor=2)
+    task, program, params = opened(one)
+    features = with_features(task, program, params).label_ids["seen"]
+    folder = pathlib.Path(one.data.dir) / "banks" / text_feature_cache_key(task, params)
+    folder.rename(folder.with_name("elsewhere"))
+    task8, program8, params8 = opened(eight, 8)
+    assert text_feature_cache_key(task8, params8) == folder.name
+    sharded = with_features(task8, program8, params8).label_ids["seen"]
+    np.testing.assert_allclose(
+        features.astype(np.float32), sharded.astype(np.float32), atol=1e-2, rtol=1e-2
+    )
+
+
+def test_another_tower_or_tokenizer_has_another_bank(frozen):
+    task, program, params = opened(frozen())
+    first = text_feature_cache_key(task, params)
+    other = program.init(jax.random.key(1)).params
+    assert text_feature_cache_key(task, other) != first
+    assert text_feature_cache_key(make_task(frozen(text__vocabulary=280)), params) != first
+    assert text_feature_cache_key(make_task(frozen(text__length=12)), params) != first
+    assert text_feature_cache_key(task, {**params, "video": other["video"]}) == first
+
+
+def test_a_frozen_run_trains_all_but_the_tower_and_evaluates(frozen, tmp_path):
+    config = frozen(optimizer__steps=3)
+    task, program, _ = opened(config)
+    before = jax.tree.map(np.asarray, program.init(jax.random.key(config.seed)).params)
+    state = train(program, task, tmp_path / "run", "frozen")
+    moved = {
+        sharding.path_of(path): bool((np.asarray(leaf) != old).any())
+        for (path, leaf), old in zip(
+            jax.tree.leaves_with_path(state.params), jax.tree.leaves(before), strict=True
+        )
+    }
+    assert not [name for name in moved if name.startswith("text/") and moved[name]]
+    assert moved["text_out/kernel"] and moved["video/embed/kernel"]
+    figures = evaluate(program, state.params, task, 3)
+    assert 0 <= figures["top1"] <= 1
+    (folder,) = (pathlib.Path(config.data.dir) / "banks").iterdir()
+    about = json.loads((folder / "bank.json").read_text())
+    assert about["corpus"] == "actionhub/motion" and about["width"] == 32
+
+
+def test_the_auxiliary_pool_and_the_label_ablation_do_with_features_too(frozen):
+    for changes in (
+        {"cycle__pool": "auxiliary"},
+        {"ablation": "label+cycle"},
+        {"ablation": "label"},
+    ):
+        task, program, params = opened(frozen(**changes))
+        texts = with_features(task, program, params).step_texts(0)
+        assert texts["label_ids"].dtype == jnp.bfloat16
+        if changes.get("cycle__pool"):
+            assert texts["pool_description_ids"].shape[2] == 32
