@@ -27,7 +27,7 @@ TRIES = 10  # videos of a class that are tried in the place of one that cannot b
 class TrainClip:
     """A clip for training; where the video cannot be decoded, one of another video of its class."""
 
-    clip: "Clip"
+    clip: "ClipReader"
     peers: Mapping[int, Int[np.ndarray, " n"]]  # of each label, the records that may be shown
     failed: set[int] = dataclasses.field(default_factory=set)
 
@@ -63,7 +63,7 @@ class TrainClip:
 
 
 @dataclasses.dataclass
-class Clip:
+class ClipReader:
     """Decodes one record into a clip of `config.video_tower.frames` square frames."""
 
     records: Records
