@@ -116,13 +116,13 @@ def shrunk(config: ConfigDict, data: pathlib.Path) -> ConfigDict:
     config.sweep.ablation = ()
     config.data.update(dir=str(data), batch=8, workers=0, threads=2)
     config.text.update(
-        weights="", tokenizer="", style="own", vocabulary=120, length=16, descriptions=2,
+        tokenizer="", tokenizer_style="own", vocabulary=120, length=16, descriptions=2,
         eval_descriptions=2,
     )  # fmt: skip
     video = config.video_tower
     video.update(weights="", width=32, heads=2, depth=1, size=2 * video.patch, frames=2)
     video.temporal_depth = min(video.temporal_depth, 1)
-    config.text_tower.update(width=32, heads=2, depth=1)
+    config.text_tower.update(weights="", width=32, heads=2, depth=1)
     config.model.update(dim=32, dtype="float32")
     config.optimizer.update(steps=2, warmup=1)
     config.update(checkpoint_every=2, log_every=1)

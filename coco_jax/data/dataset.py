@@ -190,7 +190,7 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     """One dataset to train on `trained` and test on `tested`, for the cross-dataset protocols.
 
     Its splits are those of `tested`, in all of which every class that `trained` ever calls seen is
-    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep_checkpoints",
+    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep",
     the literature's custom, they stay, and the tested ones are told apart by a prefix.
     """
     shared = set(tested.classes) & set(trained.classes)

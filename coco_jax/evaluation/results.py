@@ -39,7 +39,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
     unseen = {len(run["unseen_classes"]) for run in runs}
     return {
         "dataset": config["data"]["name"],
-        "tested": config["data"]["tested"],
+        "tested": config["data"]["test_name"],
         "protocol": config["protocol"],
         "pool": config["cycle"]["pool"],
         "chance": float(np.mean([1 / count for count in unseen])),

@@ -50,7 +50,7 @@ class CoCo(nnx.Module):
 
         if video.kind == "features":
             self.video: FeatureTower | VideoTower = FeatureTower(
-                features=video.features, width=video.width, dropout=video.dropout, dtype=dtype,
+                features=video.feature_dim, width=video.width, dropout=video.dropout, dtype=dtype,
                 rngs=rngs,
             )  # fmt: skip
         else:
@@ -67,7 +67,7 @@ class CoCo(nnx.Module):
             heads=text.heads, mlp_ratio=text.mlp_ratio, depth=text.depth, pool=text.pool,
             activation=text.activation, dropout=text.dropout, remat=model.remat, norm=text.norm,
             causal=text.causal, mask_padding=text.mask_padding, position=text.position,
-            epsilon=text.epsilon, cap=text.cap, lora=lora(text), dtype=dtype, rngs=rngs,
+            epsilon=text.norm_epsilon, cap=text.attention_logit_cap, lora=lora(text), dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.video_out = nnx.Linear(video.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.text_out = nnx.Linear(

@@ -198,7 +198,7 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
     count = config.data.batch
     clips = (count, video.frames, video.size, video.size, 3)
     return Batch(
-        video=of("float32", count, video.features) if video.kind == "features" else of("uint8", *clips),
+        video=of("float32", count, video.feature_dim) if video.kind == "features" else of("uint8", *clips),
         label=of("int32", count),
         label_ids=texts(seen, len(text.templates)),
         description_ids=texts(seen, text.descriptions),

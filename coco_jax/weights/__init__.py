@@ -43,11 +43,12 @@ def published(config: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict
     towers = wanted(config)
     read = functools.cache(files.read)
     paths = {
-        part: files.locate(where, f"{part}.weights", files.NAMES) for part, where in towers.items()
+        part: files.locate(where, f"{part}_tower.weights", files.NAMES)
+        for part, where in towers.items()
     }
     filled: dict[str, np.ndarray] = {}
     for part, path in paths.items():
-        tensors, where = read(path), f"config.{part}.weights={towers[part]}"
+        tensors, where = read(path), f"config.{part}_tower.weights={towers[part]}"
         family = family_of(tensors, FAMILIES, where)
         with_both = len(set(paths.values())) == 1 and len(paths) == 2
         filled |= fill(family, part, tensors, shapes, where, with_both)

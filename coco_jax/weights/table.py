@@ -111,7 +111,7 @@ def fill(
         other = "video" if part == "text" else "text"
         raise UserError(
             f"{where}: a {family.name} checkpoint, which has no {part} tower; name it as "
-            f"config.{other}.weights"
+            f"config.{other}_tower.weights"
         )
     filled, placeless, misfits, used = {}, [], [], set[str]()
     for row in (*rows[part], *(family.both if with_both else ())):

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A config file in which the tiny config is spelt out, so that only flags differ between runs.
 CONFIG = """
 import sys

@@ -23,9 +23,9 @@ def make_config(preset, path="", **changes):
     config.model.dtype = "float32"
     config.video_tower.frames = 2
     config.ablation = "label"
-    for part in ("video", "text"):
-        if config[part].weights:
-            config[part].weights = str(path)
+    for tower in (config.video_tower, config.text_tower):
+        if tower.weights:
+            tower.weights = str(path)
     for name, value in changes.items():
         section, field = name.split("__")
         config[section][field] = value
@@ -41,7 +41,7 @@ def shapes_of(config):
     Configs that differ in the place of a checkpoint alone share them.
     """
     key = config.copy_and_resolve_references()
-    key.video.weights = key.text.weights = key.text.tokenizer = ""
+    key.video_tower.weights = key.text_tower.weights = key.text.tokenizer = ""
     name = repr(sorted(flatten(key.to_dict()).items()))
     if name not in _KNOWN:
         abstract = nnx.eval_shape(lambda: CoCo(config, rngs=nnx.Rngs(0)))

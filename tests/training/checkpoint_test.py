@@ -13,7 +13,7 @@ from coco_jax import sharding
 from coco_jax.errors import UserError
 from coco_jax.training.checkpoint import Checkpoints
 from coco_jax.training.step import make_program
-from tests.step_test import random_batch
+from tests.training.step_test import random_batch
 
 # orbax leaves what it was about to read unread where something else could not be read.
 pytestmark = pytest.mark.filterwarnings(

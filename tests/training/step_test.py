@@ -221,7 +221,7 @@ def test_models_import_without_tensorflow():
     code = (
         "import sys; sys.modules['tensorflow'] = None; sys.modules['tensorflow_datasets'] = None\n"
         "sys.modules['clu'] = None; sys.modules['grain'] = None\n"
-        "import coco_jax.models.coco, coco_jax.step, coco_jax.sharding, coco_jax.optimizer"
+        "import coco_jax.models.coco, coco_jax.training.step, coco_jax.sharding, coco_jax.training.optimizer"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -89,7 +89,7 @@ def test_an_npz_of_objects_is_refused(tmp_path):
     assert "pickled objects" in refusal(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("keep_checkpoints", [0, 5, 100, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.999])
 def test_one_cut_short_is_damaged(path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: keep if keep >= 1 else int(keep * len(whole))])

@@ -15,7 +15,7 @@ from coco_jax.training.checkpoint import Checkpoints
 from coco_jax.training.optimizer import trainable_mask
 from coco_jax.training.step import make_program
 from tests.helpers import towers
-from tests.step_test import random_batch
+from tests.training.step_test import random_batch
 
 
 def tiny(config):

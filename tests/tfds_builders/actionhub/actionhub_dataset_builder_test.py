@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import pathlib
 import sys
 import tracemalloc
 import types
@@ -28,6 +29,7 @@ FAKES_KEPT = 9
 class ManualTest(tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = module.Builder
     BUILDER_CONFIG_NAMES_TO_TEST = ["manual"]  # noqa: RUF012
+    EXAMPLE_DIR = str(pathlib.Path(__file__).parent / "dummy_data")
     SPLITS = {"train": FAKES_KEPT}  # noqa: RUF012
 
 
@@ -56,7 +58,7 @@ def write(path, data):
 
 
 def test_built_dataset_comes_back_with_its_counts(tmp_path):
-    builder = build(tmp_path, "manual", module.Builder.code_path.parent / "dummy_data")
+    builder = build(tmp_path, "manual", pathlib.Path(__file__).parent / "dummy_data")
     rows = stored(builder)
     assert len(rows) == FAKES_KEPT
     assert (
@@ -84,7 +86,7 @@ def test_built_dataset_comes_back_with_its_counts(tmp_path):
 
 
 def test_without_cleaning_rows_are_stored_as_they_are(tmp_path):
-    fakes = module.Builder.code_path.parent / "dummy_data"
+    fakes = pathlib.Path(__file__).parent / "dummy_data"
     rows = stored(build(tmp_path, "manual", fakes, cleaning="none"))
     assert len(rows) == FAKES_KEPT + 2
     assert (

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 
 import pytest
 import tensorflow_datasets as tfds
@@ -11,7 +12,7 @@ from tests.tfds_builders.actionhub import fake_benchmark
 from tfds_builders.actionhub import actionhub_dataset_builder as module
 from tfds_builders.actionhub import captions, readers
 
-FAKES = module.Builder.code_path.parent / "dummy_captions"
+FAKES = pathlib.Path(__file__).parent / "dummy_captions"
 FAKES_KEPT = 6
 
 

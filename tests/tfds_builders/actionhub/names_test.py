@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tfds_builders.actionhub import names
 
-SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
+SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared"
 KINETICS = {n: f"kinetics/label_map_k{n}.txt" for n in (400, 600, 700)}
 MAPS = [*KINETICS.values(), "ucf101/label_map.txt", "hmdb51/label_map.txt"]
 DEFINED = [

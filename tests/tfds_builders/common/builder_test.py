@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
-from coco_jax.data.loader import Clip, TrainLoader
+from coco_jax.data.loader import ClipReader, TrainLoader
 from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
 from tests.tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists
@@ -24,7 +24,7 @@ from tfds_builders.build import build, names
 from tfds_builders.common import builder as base
 from tfds_builders.common import testing as fakes
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_killed_build_is_never_taken_for_whole(hundred, tmp_path):
     """Killed while it writes; the next build clears up, and finishes."""
     data = tmp_path / "data"
     code = (
-        "import sys, time\nfrom tfds_builders import base, build\n"
+        "import sys, time\nfrom tfds_builders import build\nfrom tfds_builders.common import builder as base\n"
         "whole = base.Storage.store\n"
         "def slow(self, data, name):\n    time.sleep(0.05)\n    return whole(self, data, name)\n"
         "base.Storage.store = slow\n"
@@ -131,7 +131,7 @@ def test_jpeg_frames_show_what_the_video_shows(both):
     for storage in ("video", "jpeg"):
         config = folder_config(both, f"video_folder/{storage}")
         task = make_task(config)
-        clip = Clip(task.dataset.records, config, training=False)
+        clip = ClipReader(task.dataset.records, config, training=False)
         rng = np.random.default_rng(0)
         clips[storage] = {
             v: clip(n, rng)["video"] for n, v in enumerate(task.dataset.records.video_ids)

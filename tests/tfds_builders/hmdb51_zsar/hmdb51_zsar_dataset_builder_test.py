@@ -11,7 +11,7 @@ from tfds_builders.common import testing as fakes
 from tfds_builders.common.builder import protocol_splits
 from tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder as hmdb51
 
-REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "annotations" / "hmdb51"
+REAL = pathlib.Path(__file__).resolve().parents[4] / "shared" / "annotations" / "hmdb51"
 CLASSES = ("brush_hair", "catch", "sword_exercise", "wave")
 
 

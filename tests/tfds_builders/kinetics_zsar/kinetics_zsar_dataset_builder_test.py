@@ -16,7 +16,7 @@ from tfds_builders.build import build
 from tfds_builders.common import testing as fakes
 from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
 
-REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "annotations" / "kinetics"
+REAL = pathlib.Path(__file__).resolve().parents[4] / "shared" / "annotations" / "kinetics"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real class lists: {REAL} is absent")
 SEEN = ("archery", "garbage collecting", "tying tie")
 NEW = ("acting in play", "yarn spinning", "cosplaying")

@@ -74,7 +74,7 @@ def test_descriptions_tell_actions_apart():
 def test_clips_are_the_same_bytes_every_time():
     code = (
         "import hashlib\n"
-        "from coco_jax.data import videos\n"
+        "from coco_jax.data import video as videos\n"
         "from tfds_builders.motion_zsar import language, render\n"
         "for a in language.ACTIONS[:3]:\n"
         "    print(hashlib.sha256(videos.encode(render.clip(a, 7), render.FPS)).hexdigest())\n"

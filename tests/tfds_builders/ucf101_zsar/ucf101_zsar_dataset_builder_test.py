@@ -11,7 +11,7 @@ from coco_jax.errors import UserError
 from tfds_builders.common import testing as fakes
 from tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder as ucf101
 
-REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "annotations" / "ucf101"
+REAL = pathlib.Path(__file__).resolve().parents[4] / "shared" / "annotations" / "ucf101"
 CLASSES = ("ApplyEyeMakeup", "Hammering", "HammerThrow", "HandstandPushups")
 
 
