@@ -177,3 +177,13 @@ def default() -> ConfigDict:
     c.checkpoint_every = 1_000  # steps; the last step is always kept
     c.keep_checkpoints = 2  # checkpoints
     return c.lock()
+
+
+def uses_descriptions(config: ConfigDict) -> bool:
+    """Whether the ablation has L_desc, and descriptions in the class semantic features and scores."""
+    return config.ablation in ("label+desc", "full")
+
+
+def uses_cycle(config: ConfigDict) -> bool:
+    """Whether the ablation has Cross-action Invariance Mining."""
+    return config.ablation in ("label+cycle", "full")

@@ -15,7 +15,7 @@ def get_config():
     c.text.templates = ("{}",)
     c.text.descriptions = 4
     c.text.eval_descriptions = 16
-    presets.minilm(c)
+    presets.apply(c, "minilm")
     c.text.length = 32
     c.text_tower.trainable = "none"
     c.video_tower.kind = "features"

@@ -21,7 +21,7 @@ def get_config():
     c.text.descriptions = 8
     c.text.eval_descriptions = 64
 
-    presets.clip_b16(c)
+    presets.apply(c, "clip_b16")
     c.video_tower.frames = 8
     c.video_tower.temporal = "transformer"
     c.text_tower.trainable = "none"

@@ -7,6 +7,6 @@ from coco_jax import presets
 
 def get_config():
     c = k400_zsar.get_config()
-    presets.siglip2_b16(c)
+    presets.apply(c, "siglip2_b16")
     c.video_tower.temporal = "transformer"
     return c

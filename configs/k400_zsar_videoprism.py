@@ -7,7 +7,7 @@ from coco_jax import presets
 
 def get_config():
     c = k400_zsar.get_config()
-    presets.videoprism_base(c)
+    presets.apply(c, "videoprism_base")
     c.data.batch = 128
     c.optimizer.learning_rate_multipliers = ((r"video/.*", 0.05), (r".*", 1.0))
     return c

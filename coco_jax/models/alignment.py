@@ -1,6 +1,6 @@
 """Dual Cross-modality Alignment: videos against action labels and against descriptions.
 
-The formulas are METHOD's (docs/method.md, section 1); what the paper leaves open is marked there.
+docs/method.md, section 1, gives the formulas and marks what the paper leaves open.
 All features are L2-normalised float32.
 """
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def normalise(x_D: Float[Array, "*B D"], epsilon: float = 1e-6) -> Float[Array, "*B D"]:
-    """Scales vectors to unit length, in float32; its gradient at zero is finite."""
+    """Scales vectors to unit length, in float32, with a finite gradient at zero."""
     x_D = x_D.astype(jnp.float32)
     return x_D * jax.lax.rsqrt(jnp.sum(x_D * x_D, -1, keepdims=True) + epsilon**2)
 
@@ -22,9 +22,9 @@ def cross_entropy(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> 
 
 
 def class_to_video(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
-    """Each class that the batch shows picks its videos out of the batch; all of them are positives.
+    """Cross-entropy of each class over the videos of the batch, with several positives.
 
-    The target of a class is uniform over its videos; classes without a video do not count.
+    The target of a class is uniform over its videos. Classes without a video are left out of the mean.
     """
     positive_BK = jax.nn.one_hot(label_B, logits_BK.shape[1])
     count_K = positive_BK.sum(0)
@@ -50,11 +50,20 @@ def description_scores(
     tau_d: float,
     mask_KM: Bool[Array, "K M"] | None = None,
 ) -> Float[Array, "B K"]:
-    """v . e_c(v), where a video picks among each class's descriptions by attention.
+    """v . e_c(v), where each video attends over the descriptions of each class.
 
-    a_m = softmax_m(v . d_cm / tau_d), e_c(v) = normalise(sum_m a_m d_cm). The B x K x D tensor of
-    e_c(v) is never made: its dot product with v and its length need only the similarities and the
-    Gram matrix of a class's descriptions. `shown` is False where a class has fewer than M.
+    a_m = softmax_m(v . d_cm / tau_d), e_c(v) = normalise(sum_m a_m d_cm). The `B K D` tensor of
+    e_c(v) is not materialised: its dot product with v and its norm need only the similarities and
+    the Gram matrix of the descriptions of a class.
+
+    Args:
+      v_BD: video embeddings, unit length.
+      d_KMD: description embeddings, unit length.
+      tau_d: temperature of the attention.
+      mask_KM: False for padding, where a class has fewer than M descriptions.
+
+    Returns:
+      Scores in [-1, 1], float32.
     """
     s_BKM = jnp.einsum("bd,kmd->bkm", v_BD, d_KMD)
     logits_BKM = s_BKM / tau_d
@@ -73,7 +82,7 @@ def description_loss(
     tau: Float[Array, ""],
     tau_d: float,
 ) -> Float[Array, ""]:
-    """L_desc: instance-level alignment of a video with what it picked of each class."""
+    """L_desc: instance-level alignment of a video with its attended descriptions of each class."""
     return cross_entropy(description_scores(v_BD, d_KMD, tau_d) / tau, label_B)
 
 
@@ -81,11 +90,8 @@ def semantic_features(
     l_KD: Float[Array, "K D"],
     d_KMD: Float[Array, "K M D"] | None,
     label_weight: float,
-    mask_KM: Bool[Array, "K M"] | None = None,
 ) -> Float[Array, "K D"]:
-    """The class semantic features s_c: label and mean description, no video involved."""
+    """The class semantic features s_c: label and mean description, independent of any video."""
     if d_KMD is None:
         return l_KD
-    mask_KM1 = jnp.ones(d_KMD.shape[:2])[..., None] if mask_KM is None else mask_KM[..., None]
-    mean_KD = (d_KMD * mask_KM1).sum(1) / mask_KM1.sum(1)
-    return normalise(label_weight * l_KD + (1 - label_weight) * normalise(mean_KD))
+    return normalise(label_weight * l_KD + (1 - label_weight) * normalise(d_KMD.mean(1)))

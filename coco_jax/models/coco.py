@@ -1,4 +1,4 @@
-"""CoCo: two towers, the alignment of their outputs, and the cycle between class semantics."""
+"""CoCo: a video and a text tower, their alignment, and the cycle between class semantic features."""
 
 from typing import TypedDict
 
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from coco_jax import presets
+from coco_jax.config import uses_cycle, uses_descriptions
 from coco_jax.models import alignment
 from coco_jax.models.alignment import normalise
 from coco_jax.models.invariance import Invariance, cycle_loss
@@ -19,15 +21,15 @@ from coco_jax.sharding import BATCH, CLASSES, constrain
 
 
 class Batch(TypedDict):
-    """What one step sees: videos, and the texts of every seen class and of the pool's.
+    """Input of one training step: videos, and the texts of every seen class and every pool class.
 
-    The pool's texts are absent (length 0) where the cycle needs none; `episode` is a permutation
-    of the seen classes whose second half plays "unseen" in the episodic pool.
+    The pool has no classes (length 0) if the cycle needs none. `episode` is a permutation of the
+    seen classes; with the episodic pool its second half is treated as unseen.
     """
 
     video: Array  # uint8 B T H W 3, or float32 B F features
     label: Array  # int32 B, an index into the seen classes
-    # Texts are int32 token ids, or bfloat16 features of a frozen text tower, W in place of L.
+    # Texts are int32 token ids, or features of a frozen text tower, bfloat16, with W instead of L.
     label_ids: Array  # K P L
     description_ids: Array  # K M L
     pool_label_ids: Array  # U P L
@@ -36,13 +38,20 @@ class Batch(TypedDict):
 
 
 class CoCo(nnx.Module):
-    """The model of METHOD, its terms switched by `config.ablation`."""
+    """CoCo (docs/method.md); `config.ablation` selects the terms of the objective."""
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs, mesh: Mesh | None = None):
+        """Builds the model.
+
+        Args:
+          config: of the run (coco_jax/config.py).
+          rngs: initial values.
+          mesh: of the devices; None for a single device.
+        """
         model, video, text = config.model, config.video_tower, config.text_tower
         dtype = jnp.dtype(model.dtype)
         self.config = FrozenConfigDict(config)
-        self.mesh = mesh  # None: one device
+        self.mesh = mesh
 
         def lora(tower: ConfigDict) -> tuple[int, float] | None:
             rank = config.lora.rank
@@ -50,57 +59,46 @@ class CoCo(nnx.Module):
 
         if video.kind == "features":
             self.video: FeatureTower | VideoTower = FeatureTower(
-                features=video.feature_dim, width=video.width, dropout=video.dropout, dtype=dtype,
+                features=video.feature_dim,
+                width=video.width,
+                dropout=video.dropout,
+                dtype=dtype,
                 rngs=rngs,
-            )  # fmt: skip
+            )
         else:
             self.video = VideoTower(
-                frames=video.frames, size=video.size, patch=video.patch, tubelet=video.tubelet,
-                width=video.width, heads=video.heads, mlp_ratio=video.mlp_ratio, depth=video.depth,
-                temporal_depth=video.temporal_depth, pool=video.pool, activation=video.activation,
-                dropout=video.dropout, patch_bias=video.patch_bias, pre_norm=video.pre_norm,
-                remat=model.remat, temporal=video.temporal, auxiliary_depth=video.auxiliary_depth,
-                epsilon=video.norm_epsilon, cap=video.attention_logit_cap, lora=lora(video), dtype=dtype, rngs=rngs,
-            )  # fmt: skip
+                presets.video_tower(config),
+                remat=model.remat,
+                lora=lora(video),
+                dtype=dtype,
+                rngs=rngs,
+            )
         self.text = TextTower(
-            vocabulary=config.text.vocabulary, length=config.text.length, width=text.width,
-            heads=text.heads, mlp_ratio=text.mlp_ratio, depth=text.depth, pool=text.pool,
-            activation=text.activation, dropout=text.dropout, remat=model.remat, norm=text.norm,
-            causal=text.causal, mask_padding=text.mask_padding, position=text.position,
-            epsilon=text.norm_epsilon, cap=text.attention_logit_cap, lora=lora(text), dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+            presets.text_tower(config), remat=model.remat, lora=lora(text), dtype=dtype, rngs=rngs
+        )
         self.video_out = nnx.Linear(video.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.text_out = nnx.Linear(
             text.width, model.dim, use_bias=text.out_bias, dtype=dtype, rngs=rngs
         )
         self.log_tau = nnx.Param(jnp.log(jnp.float32(model.tau)))
-        self.invariance = (
-            Invariance(
-                model.dim, heads=config.cycle.heads, tau_r=config.cycle.tau_r,
+        self.uses_descriptions = uses_descriptions(config)
+        self.invariance = nnx.data(None)
+        if uses_cycle(config):
+            self.invariance = Invariance(
+                model.dim,
+                heads=config.cycle.heads,
+                tau_r=config.cycle.tau_r,
                 learned=config.cycle.learned_attention,
             )
-            if self.uses_cycle
-            else None
-        )  # fmt: skip
-
-    @property
-    def uses_descriptions(self) -> bool:
-        """Whether the ablation has L_desc, and descriptions in s_c and in the score."""
-        return self.config.ablation in ("label+desc", "full")
-
-    @property
-    def uses_cycle(self) -> bool:
-        """Whether the ablation has Cross-action Invariance Mining."""
-        return self.config.ablation in ("label+cycle", "full")
 
     @property
     def tau(self) -> Float[Array, ""]:
-        """The learned temperature, clipped."""
+        """The learned temperature, clipped to [tau_min, tau_max]."""
         model = self.config.model
         return jnp.clip(jnp.exp(self.log_tau[...]), model.tau_min, model.tau_max)
 
     def embed_videos(self, video: Array, key: jax.Array | None = None) -> Float[Array, "B D"]:
-        """Unit vectors of uint8 clips `B T H W 3` (or of float features `B F`)."""
+        """Unit vectors of uint8 clips `B T H W 3`, or of float features `B F`."""
         if video.dtype == jnp.uint8:
             dtype = jnp.dtype(self.config.model.dtype)
             mean, std = (
@@ -115,9 +113,9 @@ class CoCo(nnx.Module):
         texts_XYL: Int[Array, "X Y L"] | Float[Array, "X Y W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "X Y D"]:
-        """Unit vectors of texts: of token ids, or of what a frozen text tower made of them.
+        """Unit vectors of texts: token ids, or features of a frozen text tower.
 
-        Every device embeds its share of the texts; what is gathered is their embeddings alone.
+        The devices share the work; only the embeddings are gathered.
         """
         count = texts_XYL.shape[0]
         x_ZD = rearrange(texts_XYL, "x y l -> (x y) l")
@@ -132,7 +130,7 @@ class CoCo(nnx.Module):
         texts_KPL: Int[Array, "K P L"] | Float[Array, "K P W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "K D"]:
-        """l_c: the mean over prompt templates, at unit length."""
+        """l_c: the normalised mean over the prompt templates P."""
         return normalise(self.embed_texts(texts_KPL, key).mean(1))
 
     def scores(
@@ -142,7 +140,10 @@ class CoCo(nnx.Module):
         d_KMD: Float[Array, "K M D"] | None,
         mask_KM: Bool[Array, "K M"] | None = None,
     ) -> Float[Array, "B K"]:
-        """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1]."""
+        """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1].
+
+        Without descriptions the score is v . l_c.
+        """
         with jax.default_matmul_precision("float32"):
             return self._scores(v_BD, l_KD, d_KMD, mask_KM)
 
@@ -155,48 +156,63 @@ class CoCo(nnx.Module):
         return alpha * by_label_BK + (1 - alpha) * by_description_BK
 
     def losses(self, batch: Batch, key: jax.Array | None = None) -> dict[str, Float[Array, ""]]:
-        """Every term of the objective, float32, and their weighted sum `loss`."""
-        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
-        v_BD = self.embed_videos(batch["video"], keys[0])
-        l_XD = self.embed_labels(
-            jnp.concatenate([batch["label_ids"], batch["pool_label_ids"]]), keys[1]
-        )
+        """Every term of the objective, float32, and their weighted sum `loss`.
+
+        Dropout is on if a `key` is given.
+        """
+        video_key, text_key = (None, None) if key is None else jax.random.split(key)
+        v_BD = self.embed_videos(batch["video"], video_key)
+        return self.losses_of_embeddings(v_BD, batch, text_key)
+
+    def losses_of_embeddings(
+        self, v_BD: Float[Array, "B D"], batch: Batch, key: jax.Array | None = None
+    ) -> dict[str, Float[Array, ""]]:
+        """As `losses`, for videos that are already embedded; embeds the texts of the batch."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        label_ids = jnp.concatenate([batch["label_ids"], batch["pool_label_ids"]])
+        l_XD = self.embed_labels(label_ids, keys[0])
         d_XMD = None
         if self.uses_descriptions:
             ids_XML = jnp.concatenate([batch["description_ids"], batch["pool_description_ids"]])
-            d_XMD = self.embed_texts(ids_XML, keys[2])
-        # Accelerators round the operands of float32 products unless told not to; at a temperature
-        # of 0.01 that would move logits by tenths.
+            d_XMD = self.embed_texts(ids_XML, keys[1])
+        # Accelerators round the operands of float32 products by default; at a temperature of 0.01
+        # that changes logits by tenths.
         with jax.default_matmul_precision("float32"):
             return self._terms(v_BD, l_XD, d_XMD, batch)
 
     def _terms(self, v_BD, l_XD, d_XMD, batch: Batch) -> dict[str, Float[Array, ""]]:
-        config, model, tau = self.config, self.config.model, self.tau
+        model, tau = self.config.model, self.tau
         label_B, seen = batch["label"], batch["label_ids"].shape[0]
         terms = {"label": alignment.label_loss(v_BD, l_XD[:seen], label_B, tau)}
         loss = terms["label"]
-
         if d_XMD is not None:
             terms["description"] = alignment.description_loss(
                 v_BD, d_XMD[:seen], label_B, tau, model.tau_d
             )
             loss += model.lambda_desc * terms["description"]
-
         if self.invariance is not None:
             s_XD = alignment.semantic_features(l_XD, d_XMD, model.label_weight)
-            if config.cycle.pool == "episodic":
-                s_XD = s_XD[batch["episode"]]
-                s_SD, s_UD = jnp.split(s_XD, [seen - seen // 2])
-            else:
-                s_SD, s_UD = jnp.split(s_XD, [seen])
-
-            def held(who: str, x_KD: jax.Array) -> jax.Array:
-                return jax.lax.stop_gradient(x_KD) if who in config.cycle.stop_gradient else x_KD
-
-            rebuilt_SD = self.invariance(held("seen", s_SD), held("unseen", s_UD))
-            terms["cycle"] = cycle_loss(rebuilt_SD, held("target", s_SD), config.cycle.form, tau)
+            rebuilt_SD, terms["cycle"] = self._cycle(s_XD, seen, batch["episode"])
             loss += model.lambda_cycle * terms["cycle"]
             if model.lambda_invariant:
                 terms["invariant"] = alignment.cross_entropy(v_BD @ rebuilt_SD.T / tau, label_B)
                 loss += model.lambda_invariant * terms["invariant"]
         return terms | {"loss": loss, "tau": tau}
+
+    def _cycle(self, s_XD, seen: int, episode: Array):
+        """S~_s, the reconstruction of the (pseudo-)seen classes, and L_cycle."""
+        assert self.invariance is not None
+        cycle = self.config.cycle
+        if cycle.pool == "episodic":
+            s_SD, s_UD = jnp.split(s_XD[episode], [seen - seen // 2])
+        else:
+            s_SD, s_UD = jnp.split(s_XD, [seen])
+
+        def stop_gradient_of(role: str, x_KD: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(x_KD) if role in cycle.stop_gradient else x_KD
+
+        rebuilt_SD = self.invariance(
+            stop_gradient_of("seen", s_SD), stop_gradient_of("unseen", s_UD)
+        )
+        target_SD = stop_gradient_of("target", s_SD)
+        return rebuilt_SD, cycle_loss(rebuilt_SD, target_SD, cycle.form, self.tau)

@@ -1,6 +1,6 @@
-"""Cross-action Invariance Mining: unseen classes rebuilt from seen ones, and seen ones again.
+"""Cross-action Invariance Mining: unseen classes are reconstructed from seen ones, and back.
 
-METHOD's section 2 (docs/method.md). The squared error and the optional terms are our choice.
+docs/method.md, section 2. The squared error and the optional terms are our choice.
 """
 
 import jax
@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from coco_jax.models.alignment import normalise
 
-FORMS = ("squared", "contrastive")
-
 
 class Attend(nnx.Module):
-    """attend(q, kv) = softmax(norm(q Wq) norm(kv Wk)^T / tau_r) (kv Wv) Wo, from the identity on."""
+    """attend(q, kv) = softmax(norm(q Wq) norm(kv Wk)^T / tau_r) (kv Wv) Wo.
+
+    The weights start as identity matrices. Without `learned` there are none.
+    """
 
     def __init__(self, width: int, heads: int, tau_r: float, learned: bool):
         if width % heads:
@@ -30,7 +31,7 @@ class Attend(nnx.Module):
     def __call__(
         self, q_QD: Float[Array, "Q D"], kv_KD: Float[Array, "K D"]
     ) -> Float[Array, "Q D"]:
-        """Rebuilds each of Q from the K; not normalised."""
+        """Reconstructs each query from the K key-values; the result is not normalised."""
         q_HQE, k_HKE = self._heads(q_QD, "query"), self._heads(kv_KD, "key")
         logits_HQK = jnp.einsum("hqe,hke->hqk", normalise(q_HQE), normalise(k_HKE)) / self.tau_r
         mixed_HQE = jax.nn.softmax(logits_HQK) @ self._heads(kv_KD, "value")
@@ -51,7 +52,7 @@ class Invariance(nnx.Module):
         self.to_seen = Attend(width, heads, tau_r, learned)
 
     def __call__(self, s_SD: Float[Array, "S D"], s_UD: Float[Array, "U D"]) -> Float[Array, "S D"]:
-        """S~_s: the seen classes, rebuilt from the unseen ones that were rebuilt from them."""
+        """S~_s: seen classes reconstructed from unseen classes, themselves reconstructed from seen ones."""
         rebuilt_UD = normalise(self.to_unseen(s_UD, s_SD))
         return normalise(self.to_seen(s_SD, rebuilt_UD))
 
@@ -59,7 +60,7 @@ class Invariance(nnx.Module):
 def cycle_loss(
     rebuilt_SD: Float[Array, "S D"], s_SD: Float[Array, "S D"], form: str, tau: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """L_cycle: `squared` error of the reconstruction, or `contrastive`: find it among the classes."""
+    """L_cycle: the `squared` error of the reconstruction, or `contrastive`: classify it among the classes."""
     match form:
         case "squared":
             return jnp.square(rebuilt_SD - s_SD).sum(-1).mean()
@@ -67,4 +68,4 @@ def cycle_loss(
             log_p_SS = jax.nn.log_softmax(rebuilt_SD @ s_SD.T / tau)
             return -jnp.diagonal(log_p_SS).mean()
         case _:
-            raise ValueError(f"cycle form is {form!r}, not one of {FORMS}")
+            raise ValueError(f"cycle form is {form!r}, not squared or contrastive")

@@ -1,6 +1,6 @@
-"""How frames see each other in a tower that was trained on single images.
+"""Temporal modules: how an image tower mixes information between frames.
 
-Every kind starts by changing nothing: at step 0 the tower's output is the mean over its frames.
+Each module starts as the identity: at step 0 the output of the tower is the mean over its frames.
 """
 
 import jax
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 
 from coco_jax.models.transformer import Blocks, make_attention
 
-# blocks: a transformer over the frames' vectors that learns with the rest from scratch.
-# mean: none. transformer, divided, shift: on top of an image tower, zero at first.
-# tokens: VideoPrism's, a transformer over time at every place of the frame.
+# blocks: a transformer over the frame vectors, trained from scratch with the rest.
+# mean: no temporal module. transformer, divided, shift: added to an image tower, zero-initialised.
+# tokens: a transformer over time at each patch position, as in VideoPrism.
 KINDS = ("blocks", "mean", "transformer", "divided", "shift", "tokens")
 
 
 class TemporalTransformer(nnx.Module):
-    """Blocks over the frames' vectors, whose sum of changes is added to them."""
+    """Transformer blocks over the frame vectors; their output is added as a residual."""
 
     def __init__(self, steps: int, width: int, depth: int, *, rngs: nnx.Rngs, **block):
         normal = nnx.initializers.normal(0.02)
@@ -28,14 +28,14 @@ class TemporalTransformer(nnx.Module):
     def __call__(
         self, x_BTD: Float[Array, "B T D"], key: jax.Array | None = None
     ) -> Float[Array, "B T D"]:
-        """Lets frames see each other; `key` turns dropout on."""
+        """Mixes the frames; dropout is on if a `key` is given."""
         h_BTD = x_BTD + self.position[...].astype(x_BTD.dtype)
-        # What the blocks add, without the positions: these are never part of the output.
+        # Subtract the blocks' input: the position embeddings must not be part of the output.
         return x_BTD + (self.blocks(h_BTD, key=key) - h_BTD)
 
 
 class DividedAttention(nnx.Module):
-    """Attention over time at each place of the frame, before a block's attention within the frame.
+    """Attention over time at each patch position, before the attention within each frame.
 
     Divided space-time attention (TimeSformer, arXiv 2102.05095).
     """
@@ -57,9 +57,9 @@ class DividedAttention(nnx.Module):
 
 
 class TemporalShift(nnx.Module):
-    """An eighth of the channels comes from the frame before, an eighth from the one after.
+    """Takes 1/8 of the channels from the previous frame and 1/8 from the next one.
 
-    Temporal shift (TSM, arXiv 1811.08383) behind a gate a channel, which is closed at first.
+    Temporal shift (TSM, arXiv 1811.08383) with a learned gate for each channel, which starts at 0.
     """
 
     def __init__(self, steps: int, width: int):

@@ -1,4 +1,4 @@
-"""Transformer blocks, pre- and post-norm, and the attention that pools a sequence into one vector."""
+"""Transformer blocks with pre- or post-norm, and attention pooling of a sequence into one vector."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ NORMS = ("pre", "post")
 
 
 class LowRank(nnx.LinearGeneral):
-    """A linear layer and a low-rank correction beside it (LoRA, arXiv 2106.09685), zero at first."""
+    """A linear layer plus a low-rank correction (LoRA, arXiv 2106.09685), which starts at zero."""
 
     def __init__(
         self, width: int, out_features: tuple[int, ...], *, rank: int, scale: float, dtype, rngs
@@ -36,7 +36,7 @@ class LowRank(nnx.LinearGeneral):
 
 
 def capped_attention(query, key, value, *, cap: float, mask=None, **unused):
-    """Attention whose logits are bent into (-cap, cap) by a tanh, as VideoPrism has it."""
+    """Attention whose logits are limited to (-cap, cap) by a tanh, as in VideoPrism."""
     logits = jnp.einsum("...qhe,...khe->...hqk", query, key) / query.shape[-1] ** 0.5
     logits = (cap * jnp.tanh(logits / cap)).astype(jnp.float32)
     if mask is not None:
@@ -50,7 +50,7 @@ def make_attention(
     heads: int,
     *,
     inner: int | None = None,
-    cap: float = 0.0,
+    attention_logit_cap: float = 0.0,
     lora: tuple[int, float] | None = None,
     zero: bool = False,
     dtype=None,
@@ -61,12 +61,14 @@ def make_attention(
     Args:
       width: of the tokens.
       heads: how many.
-      inner: the width of all heads together, where it differs.
-      cap: bound of the logits, or 0.
+      inner: total width of all heads; by default `width`.
+      attention_logit_cap: bound of the attention logits, or 0 for none.
       lora: rank and scale of a low-rank correction of queries and values, or None.
-      zero: start with an output of zero.
+      zero: initialise the output projection with zeros.
     """
-    settings: dict = {"attention_fn": functools.partial(capped_attention, cap=cap)} if cap else {}
+    settings: dict = {}
+    if attention_logit_cap:
+        settings["attention_fn"] = functools.partial(capped_attention, cap=attention_logit_cap)
     if zero:
         settings["out_kernel_init"] = nnx.initializers.zeros
     attention = nnx.MultiHeadAttention(
@@ -100,7 +102,7 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x_BND: Float[Array, "*B N D"]) -> Float[Array, "*B N D"]:
-        """Maps each token by itself."""
+        """Applies the MLP to each token."""
         return self.down(ACTIVATIONS[self.activation](self.up(x_BND)))
 
 
@@ -117,7 +119,7 @@ class Block(nnx.Module):
         dropout: float = 0.0,
         epsilon: float = 1e-6,
         norm: str = "pre",
-        cap: float = 0.0,
+        attention_logit_cap: float = 0.0,
         lora: tuple[int, float] | None = None,
         zero: bool = False,
         mixer: Callable[[], nnx.Module] | None = None,
@@ -132,12 +134,12 @@ class Block(nnx.Module):
           mlp_ratio: the MLP's hidden width as a multiple of `width`.
           activation: the MLP's.
           dropout: of each residual branch.
-          epsilon: of the norms.
-          norm: "pre": norm each branch's input, "post": norm each sum (BERT).
-          cap: bound of the attention's logits, or 0.
+          epsilon: of the LayerNorms.
+          norm: "pre": normalise the input of each branch; "post": normalise each sum (BERT).
+          attention_logit_cap: bound of the attention logits, or 0 for none.
           lora: rank and scale of LoRA on queries and values, or None.
-          zero: start as the identity.
-          mixer: makes what mixes frames before the block looks at one (models/temporal.py).
+          zero: initialise so that the block is the identity.
+          mixer: makes a module that mixes frames before the block (models/temporal.py).
           dtype: of activations.
           rngs: initial values.
         """
@@ -146,7 +148,13 @@ class Block(nnx.Module):
         self.post = norm == "post"
         self.norm1 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = make_attention(
-            width, heads, cap=cap, lora=lora, zero=zero, dtype=dtype, rngs=rngs
+            width,
+            heads,
+            attention_logit_cap=attention_logit_cap,
+            lora=lora,
+            zero=zero,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm2 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(
@@ -161,7 +169,7 @@ class Block(nnx.Module):
         mask_B1NN: Bool[Array, "*#B 1 #N N"] | None = None,
         key: jax.Array | None = None,
     ) -> Float[Array, "*B N D"]:
-        """Mixes the tokens. `mask` is True where a query may look; `key` turns dropout on."""
+        """Applies the block. `mask` is True where a query may attend; a `key` turns dropout on."""
         keys = (None, None) if key is None else jax.random.split(key)
         if self.mixer is not None:
             x_BND = self.mixer(x_BND)
@@ -178,7 +186,7 @@ class Block(nnx.Module):
 
 
 class Blocks(nnx.Module):
-    """A stack of blocks; `remat` recomputes their activations in the backward pass."""
+    """A stack of blocks; with `remat` the backward pass recomputes their activations."""
 
     def __init__(self, depth: int, *args, remat: bool = False, rngs: nnx.Rngs, **kwargs):
         self.layers = nnx.List([Block(*args, rngs=rngs, **kwargs) for _ in range(depth)])
@@ -200,9 +208,9 @@ class Blocks(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One learned query that attends over the tokens, then an MLP (SigLIP's "map" head).
+    """One learned query that attends to the tokens, then an MLP (the "map" head of SigLIP).
 
-    `wide` is VideoPrism's: heads four times as wide together, and a norm in the MLP's place.
+    `wide` is VideoPrism's variant: four times the attention width, and a LayerNorm instead of the MLP.
     """
 
     def __init__(
@@ -235,7 +243,7 @@ class AttentionPool(nnx.Module):
         x_BND: Float[Array, "B N D"],
         mask_B11N: Bool[Array, "B 1 1 N"] | None = None,
     ) -> Float[Array, "B D"]:
-        """Pools the tokens that `mask` shows."""
+        """Pools the tokens for which the mask is True."""
         probe = jnp.broadcast_to(self.probe[...], (x_BND.shape[0], 1, x_BND.shape[-1]))
         y_B1D = self.attention(probe.astype(x_BND.dtype), x_BND, mask=mask_B11N)
         if self.mlp is None:

@@ -1,4 +1,4 @@
-"""The video tower: patches of frames, blocks within a frame, frames that see each other, one vector."""
+"""The video tower: patches, attention within each frame, mixing over time, and one vector a video."""
 
 import functools
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from coco_jax.models.temporal import KINDS, DividedAttention, TemporalShift, TemporalTransformer
 from coco_jax.models.transformer import AttentionPool, Blocks
+from coco_jax.presets import VideoTowerConfig
 
 POOLS = ("cls", "map", "wide_map", "mean")
 
@@ -19,123 +20,137 @@ class VideoTower(nnx.Module):
     """A factorised space-time transformer (ViViT's model 2, arXiv 2103.15691).
 
     Frames are cut into patches, each `tubelet` frames long. `depth` spatial blocks mix the patches
-    of one time position, `pool` makes one vector of them, and `temporal` says how the time
-    positions mix, whose mean is the video's. With `tubelet=1` the spatial part is a plain ViT.
-    With `temporal="tokens"` (VideoPrism) time is mixed at every place of the frame, then
-    `auxiliary_depth` blocks mix all tokens, and `pool` makes one vector of all of them.
+    of one time step, `pool` reduces them to one vector, and `temporal` selects how the time steps
+    are mixed before their mean is taken. With `tubelet=1` the spatial part is a plain ViT.
+    With `temporal="tokens"` (VideoPrism) time is mixed separately at each patch position, then
+    `auxiliary_depth` blocks mix all tokens, and `pool` reduces all of them to one vector.
     """
 
     def __init__(
         self,
+        tower: VideoTowerConfig,
         *,
-        frames: int,
-        size: int,
-        patch: int,
-        tubelet: int,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        depth: int,
-        temporal_depth: int,
-        pool: str,
-        activation: str,
-        dropout: float,
-        patch_bias: bool,
-        pre_norm: bool,
-        remat: bool,
-        temporal: str = "blocks",
-        auxiliary_depth: int = 0,
-        epsilon: float = 1e-6,
-        cap: float = 0.0,
+        remat: bool = False,
         lora: tuple[int, float] | None = None,
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        if pool not in POOLS:
-            raise ValueError(f"pool is {pool!r}, not one of {POOLS}")
-        if temporal not in KINDS:
-            raise ValueError(f"temporal is {temporal!r}, not one of {KINDS}")
-        if temporal == "tokens" and pool == "cls":
-            raise ValueError("temporal='tokens' pools all tokens of a video; 'cls' is of one frame")
-        if size % patch or frames % tubelet:
+        """Builds the tower.
+
+        Args:
+          tower: its architecture.
+          remat: recompute activations in the backward pass instead of storing them.
+          lora: rank and scale of low-rank corrections in the blocks, or None.
+          dtype: of activations.
+          rngs: initial values.
+
+        Raises:
+          ValueError: the architecture is not possible.
+        """
+        if tower.pool not in POOLS:
+            raise ValueError(f"pool is {tower.pool!r}, not one of {POOLS}")
+        if tower.temporal not in KINDS:
+            raise ValueError(f"temporal is {tower.temporal!r}, not one of {KINDS}")
+        if tower.temporal == "tokens" and tower.pool == "cls":
+            raise ValueError("temporal='tokens' pools all tokens of a video; 'cls' pools one frame")
+        if tower.size % tower.patch or tower.frames % tower.tubelet:
             raise ValueError(
-                f"{frames} frames of {size} px do not divide into {tubelet} x {patch} x {patch}"
+                f"{tower.frames} frames of {tower.size} px do not divide into "
+                f"{tower.tubelet} x {tower.patch} x {tower.patch}"
             )
-        self.patch, self.tubelet, self.pool = patch, tubelet, pool
-        self.width, self.kind = width, temporal
-        steps = frames // tubelet
-        plain = dict(
-            width=width, heads=heads, mlp_ratio=mlp_ratio, activation=activation, dropout=dropout,
-            epsilon=epsilon, cap=cap, remat=remat, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
-        block = plain | dict(lora=lora)
+        self.tower = tower
+        width, steps = tower.width, tower.frames // tower.tubelet
+        epsilon = tower.norm_epsilon
+        block = dict(
+            width=width,
+            heads=tower.heads,
+            mlp_ratio=tower.mlp_ratio,
+            activation=tower.activation,
+            dropout=tower.dropout,
+            epsilon=epsilon,
+            attention_logit_cap=tower.attention_logit_cap,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
         norm = functools.partial(nnx.LayerNorm, width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         normal = nnx.initializers.normal(0.02)
         self.embed = nnx.Linear(
-            tubelet * patch * patch * 3, width, use_bias=patch_bias, dtype=dtype, rngs=rngs
+            tower.tubelet * tower.patch**2 * 3,
+            width,
+            use_bias=tower.patch_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
-        tokens = (size // patch) ** 2 + (pool == "cls")
-        self.cls = nnx.Param(normal(rngs.params(), (width,))) if pool == "cls" else None
+        has_cls = tower.pool == "cls"
+        tokens = (tower.size // tower.patch) ** 2 + has_cls
+        self.cls = nnx.Param(normal(rngs.params(), (width,))) if has_cls else None
         self.position = nnx.Param(normal(rngs.params(), (tokens, width)))
-        self.pre_norm = norm() if pre_norm else None
+        self.pre_norm = norm() if tower.pre_norm else None
         mixer = {
             "divided": lambda: DividedAttention(
-                steps, width, heads, epsilon=epsilon, dtype=dtype, rngs=rngs
+                steps, width, tower.heads, epsilon=epsilon, dtype=dtype, rngs=rngs
             ),
             "shift": lambda: TemporalShift(steps, width),
-        }.get(temporal)
-        self.spatial = Blocks(depth, **block, mixer=mixer)
+        }.get(tower.temporal)
+        self.spatial = Blocks(tower.depth, **block, lora=lora, mixer=mixer)
         self.norm = norm()
-        self.map = (
-            AttentionPool(
-                width, heads, mlp_ratio, activation=activation, epsilon=epsilon,
-                wide=pool == "wide_map", dtype=dtype, rngs=rngs,
+        self.map = nnx.data(None)
+        if tower.pool in ("map", "wide_map"):
+            self.map = AttentionPool(
+                width,
+                tower.heads,
+                tower.mlp_ratio,
+                activation=tower.activation,
+                epsilon=epsilon,
+                wide=tower.pool == "wide_map",
+                dtype=dtype,
+                rngs=rngs,
             )
-            if pool in ("map", "wide_map")
-            else None
-        )  # fmt: skip
-        if temporal == "tokens" or (temporal == "blocks" and temporal_depth):
+        # LoRA is for the blocks of the published tower; with "blocks" the temporal part is new.
+        if tower.temporal == "tokens":
             self.time_position = nnx.Param(normal(rngs.params(), (steps, width)))
-            how = block if temporal == "tokens" else plain
-            self.temporal: Any = Blocks(temporal_depth, **how)
+            self.temporal: Any = Blocks(tower.temporal_depth, **block, lora=lora)
             self.time_norm = norm()
-        elif temporal == "transformer":
-            self.temporal = TemporalTransformer(steps, depth=temporal_depth, **plain)
+            self.auxiliary = Blocks(tower.auxiliary_depth, **block, lora=lora)
+        elif tower.temporal == "blocks" and tower.temporal_depth:
+            self.time_position = nnx.Param(normal(rngs.params(), (steps, width)))
+            self.temporal = Blocks(tower.temporal_depth, **block)
+            self.time_norm = norm()
+        elif tower.temporal == "transformer":
+            self.temporal = TemporalTransformer(steps, depth=tower.temporal_depth, **block)
         else:
             self.temporal = None
-        if temporal == "tokens":
-            self.auxiliary = Blocks(auxiliary_depth, **block)
 
     def __call__(
         self, video_BTHWC: Float[Array, "B T H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
-        """Embeds clips whose pixels are normalised; `key` turns dropout on."""
-        keys = (None,) * 3
-        if key is not None:
-            keys = (*jax.random.split(key), jax.random.fold_in(key, 2))
+        """Embeds clips whose pixels are normalised; dropout is on if a `key` is given."""
+        tower = self.tower
+        keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
         batch = video_BTHWC.shape[0]
         x_XND = self.embed(
             rearrange(
                 video_BTHWC,
                 "b (t s) (h p) (w q) c -> (b t) (h w) (s p q c)",
-                s=self.tubelet,
-                p=self.patch,
-                q=self.patch,
+                s=tower.tubelet,
+                p=tower.patch,
+                q=tower.patch,
             )
         )
         if self.cls is not None:
             cls_X1D = jnp.broadcast_to(
-                self.cls[...].astype(x_XND.dtype), (x_XND.shape[0], 1, self.width)
+                self.cls[...].astype(x_XND.dtype), (x_XND.shape[0], 1, tower.width)
             )
             x_XND = jnp.concatenate([cls_X1D, x_XND], 1)
         x_XND = x_XND + self.position[...].astype(x_XND.dtype)
         if self.pre_norm is not None:
             x_XND = self.pre_norm(x_XND)
         x_XND = self.norm(self.spatial(x_XND, key=keys[0]))
-        if self.kind == "tokens":
+        if tower.temporal == "tokens":
             return self._pool(self._mix_tokens(x_XND, batch, keys))
         x_BTD = rearrange(self._pool(x_XND), "(b t) d -> b t d", b=batch)
-        if self.kind == "transformer":
+        if tower.temporal == "transformer":
             x_BTD = self.temporal(x_BTD, key=keys[1])
         elif self.temporal is not None:
             x_BTD = x_BTD + self.time_position[...].astype(x_BTD.dtype)
@@ -143,7 +158,7 @@ class VideoTower(nnx.Module):
         return x_BTD.mean(1)
 
     def _mix_tokens(self, x_XND, batch: int, keys) -> Float[Array, "B M D"]:
-        """Time at every place, then all tokens together; M counts frames times patches."""
+        """Mixes time at each patch position, then all M = T x N tokens together."""
         x_YTD = rearrange(x_XND, "(b t) n d -> (b n) t d", b=batch)
         x_YTD = x_YTD + self.time_position[...].astype(x_YTD.dtype)
         x_YTD = self.time_norm(self.temporal(x_YTD, key=keys[1]))
@@ -153,11 +168,11 @@ class VideoTower(nnx.Module):
     def _pool(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B D"]:
         if self.map is not None:
             return self.map(x_BND)
-        return x_BND[:, 0] if self.pool == "cls" else x_BND.mean(1)
+        return x_BND[:, 0] if self.tower.pool == "cls" else x_BND.mean(1)
 
 
 class FeatureTower(nnx.Module):
-    """An MLP over features that were extracted beforehand, in a video tower's place."""
+    """An MLP over precomputed features; it takes the place of a video tower."""
 
     def __init__(self, *, features: int, width: int, dropout: float, dtype=None, rngs: nnx.Rngs):
         self.width = width
@@ -169,6 +184,6 @@ class FeatureTower(nnx.Module):
     def __call__(
         self, x_BF: Float[Array, "B F"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
-        """Maps features; `key` turns dropout on."""
+        """Embeds features; dropout is on if a `key` is given."""
         h_BD = jax.nn.gelu(self.norm(self.up(x_BF)))
         return self.down(self.dropout(h_BD, deterministic=key is None, rngs=key))

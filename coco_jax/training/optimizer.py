@@ -1,17 +1,21 @@
-"""AdamW with warm-up and cosine decay, clipping, a rate a group of parameters, and frozen parts."""
+"""AdamW with warm-up and cosine decay, gradient clipping, learning rate multipliers, frozen parts."""
 
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from coco_jax.sharding import path_of
 
+# Labels of optax.partition. They are part of the paths in stored checkpoints: do not change them.
+TRAINABLE, FROZEN = "learns", "frozen"
+
 
 def schedule(config: ConfigDict) -> optax.Schedule:
-    """The learning rate at a step: linear warm-up, then a cosine to `final_rate * rate`."""
+    """The learning rate: linear warm-up, then a cosine to its final share."""
     o = config.optimizer
     return optax.warmup_cosine_decay_schedule(
         0.0,
@@ -23,61 +27,60 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def trainable_mask(config: ConfigDict, tree: Any) -> Any:
-    """For each parameter whether it learns, by `video_tower.trainable` and `text_tower.trainable`.
+    """For each parameter whether it trains, by the towers' `trainable` in the config.
 
-    Of a tower: "all" of it, "lora" its low-rank corrections, or "none". What was added to see time
-    (models/temporal.py) always learns, and so does all that comes after the towers.
+    "all" trains the whole tower, "lora" its low-rank corrections, "none" nothing of it. Temporal
+    modules that were added to a published tower, and everything after the towers, always train.
     """
-    trains = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
+    trainable = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
+    has_added_module = config.video_tower.temporal in ("transformer", "divided", "shift")
 
-    def one(path, _) -> bool:
+    def is_trainable(path, _) -> bool:
         name = path_of(path)
-        how = trains.get(name.split("/")[0], "all")
-        if how == "all" or (how == "lora" and "/lora_" in name):
+        part = trainable.get(name.split("/")[0], "all")
+        if part == "all" or (part == "lora" and "/lora_" in name):
             return True
-        added = config.video_tower.temporal in ("transformer", "divided", "shift")
-        return added and bool(re.fullmatch(r"video/(temporal/.*|.*/mixer/.*)", name))
+        return has_added_module and bool(re.fullmatch(r"video/(temporal/.*|.*/mixer/.*)", name))
 
-    return jax.tree.map_with_path(one, tree)
+    return jax.tree.map_with_path(is_trainable, tree)
 
 
 def all_trainable(config: ConfigDict) -> bool:
-    """Whether no part is frozen."""
+    """Whether no parameter is frozen."""
     return config.video_tower.trainable == config.text_tower.trainable == "all"
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`. Weights decay; biases, norms and scalars do not.
+    """The optimizer of `config.optimizer`.
 
-    What does not learn has no moments.
+    Weight decay applies to `kernel` parameters only: not to biases, norms, embeddings, positions,
+    LoRA, the temperature, or the cycle. Frozen parameters have no optimizer state.
     """
     o = config.optimizer
-    groups = [
-        (re.compile(expression), factor) for expression, factor in o.learning_rate_multipliers
-    ]
+    multipliers = [(re.compile(pattern), factor) for pattern, factor in o.learning_rate_multipliers]
 
-    def factors(tree: Any) -> Any:
-        def one(path, _) -> float:
-            name = path_of(path)
-            return next((f for expression, f in groups if expression.fullmatch(name)), 1.0)
+    def multiplier(path, _) -> float:
+        name = path_of(path)
+        return next((factor for pattern, factor in multipliers if pattern.fullmatch(name)), 1.0)
 
-        return jax.tree.map_with_path(one, tree)
+    def scale_by_multiplier(updates: Any, _) -> Any:
+        factors = jax.tree.map_with_path(multiplier, updates)
+        return jax.tree.map(jnp.multiply, updates, factors)
 
-    def decays(tree: Any) -> Any:
+    def decay_mask(tree: Any) -> Any:
         return jax.tree.map_with_path(lambda path, _: path_of(path).endswith("/kernel"), tree)
 
     def labels(tree: Any) -> Any:
-        return jax.tree.map(lambda one: "learns" if one else "frozen", trainable_mask(config, tree))
+        mask = trainable_mask(config, tree)
+        return jax.tree.map(lambda trains: TRAINABLE if trains else FROZEN, mask)
 
-    learning = optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
         optax.scale_by_adam(o.b1, o.b2),
-        optax.add_decayed_weights(o.weight_decay, decays),
+        optax.add_decayed_weights(o.weight_decay, decay_mask),
         optax.scale_by_learning_rate(schedule(config)),
-        optax.stateless(
-            lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates))
-        ),
+        optax.stateless(scale_by_multiplier),
     )
     if all_trainable(config):
-        return learning
-    return optax.partition({"learns": learning, "frozen": optax.set_to_zero()}, labels)
+        return adamw
+    return optax.partition({TRAINABLE: adamw, FROZEN: optax.set_to_zero()}, labels)

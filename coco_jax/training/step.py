@@ -1,4 +1,4 @@
-"""One training step and one embedding step: pure functions over pytrees, jitted onto a mesh."""
+"""The training step and the embedding functions: pure functions over pytrees, jitted on a mesh."""
 
 import functools
 import math
@@ -19,10 +19,11 @@ from coco_jax.models.coco import Batch, CoCo
 from coco_jax.training.optimizer import all_trainable, make_optimizer, schedule, trainable_mask
 
 Params = dict[str, Any]
+DROPOUT_STREAM = 0x64726F70  # folded into the key of a run; parameters use small numbers
 
 
 class State(NamedTuple):
-    """All that a step changes."""
+    """What a training step updates."""
 
     step: jax.Array  # int32 scalar, steps done
     params: Params  # float32
@@ -30,33 +31,33 @@ class State(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The compiled pieces of a run on one mesh, and where their arguments live."""
+    """The jitted functions of a run on one mesh."""
 
     mesh: Mesh
-    init: Callable[[jax.Array], State]  # of a key
+    init: Callable[[jax.Array], State]  # of a PRNG key
     step: Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]
     embed_videos: Callable[[Params, ArrayLike], jax.Array]
     embed_labels: Callable[[Params, ArrayLike], jax.Array]
     embed_texts: Callable[[Params, ArrayLike], jax.Array]
-    text_features: Callable[[Params, ArrayLike], jax.Array]  # the text tower alone, ids X L to X W
+    text_features: Callable[[Params, ArrayLike], jax.Array]  # of the text tower, `X L` to `X W`
     scores: Callable[..., jax.Array]
-    gather: Callable[[jax.Array], jax.Array]  # a split array whole on every device
-    any: Callable[[jax.Array], jax.Array]  # whether any element of a split array is not 0
-    fingerprint: Callable[[State], jax.Array]  # uint32, one number an array
+    gather: Callable[[jax.Array], jax.Array]  # replicates a sharded array
+    any: Callable[[jax.Array], jax.Array]  # whether any element of a sharded array is not 0
+    fingerprint: Callable[[State], jax.Array]  # uint32, a checksum of each array
     abstract: State  # shapes, dtypes and shardings
 
 
 def make_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """Builds the run's functions. `step` donates its state: keep only what it returns.
+    """Builds the functions of a run. `step` donates its state: use only the one it returns.
 
-    The seed is no part of them: runs that differ in it alone share what was compiled.
+    They do not depend on the seed: runs that differ only in the seed share the compiled code.
     """
-    optimizer, rate = make_optimizer(config), schedule(config)
+    optimizer, learning_rate = make_optimizer(config), schedule(config)
 
     def create(key: jax.Array) -> CoCo:
         return CoCo(config, rngs=nnx.Rngs(params=key), mesh=mesh)
 
-    # The structure alone: nothing of the model is ever made on one device.
+    # Only the structure: the parameters themselves are created sharded, never on one device.
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
     def model_of(params: Params) -> CoCo:
@@ -66,92 +67,67 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         params = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
         return State(jnp.int32(0), params, optimizer.init(params))
 
-    def held(params: Params) -> Params:
-        """Without gradients of what does not learn: the backward pass then leaves it out."""
-        if all_trainable(config):
-            return params
-        return jax.tree.map(
-            lambda x, free: x if free else jax.lax.stop_gradient(x),
-            params,
-            trainable_mask(config, params),
-        )
-
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        params = held(params)
-        terms = model_of(params).losses(batch, key)
-        return terms["loss"], terms
-
-    def gradients(params: Params, batch: Batch, key: jax.Array):
-        """Means over `accumulate` microbatches; the videos of each are contrasted among themselves."""
-        grad = jax.grad(loss, has_aux=True)
-        count = config.optimizer.microbatches
-        if count == 1:
-            return grad(params, batch, key)
-        # Strided, so that each device's share of every microbatch is what it already holds.
-        videos = {"video": batch["video"], "label": batch["label"]}
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), videos
-        )
-
-        def one(total, part):
-            i, part = part
-            got = grad(params, {**batch, **part}, jax.random.fold_in(key, i))
-            return jax.tree.map(jnp.add, total, got), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, {**batch, **first}, key))
-        total, _ = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
-        return jax.tree.map(lambda x: x / count, total)
+    def trainable_model(params: Params) -> CoCo:
+        return model_of(stop_gradient_if_frozen(config, params))
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        grads, terms = gradients(state.params, batch, jax.random.fold_in(key, state.step))
+        # `key` also initialised the parameters: dropout draws from a stream of its own.
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step)
+        grads, terms = gradients(
+            trainable_model, state.params, batch, dropout_key, config.optimizer.microbatches
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Kept within its bounds: outside, the clipped temperature would have no gradient.
+        # Outside its bounds the clipped temperature would have no gradient and could not return.
         bounds = (math.log(config.model.tau_min), math.log(config.model.tau_max))
         params = params | {"log_tau": jnp.clip(params["log_tau"], *bounds)}
-        measured = {"gradient_norm": optax.global_norm(grads), "rate": rate(state.step)}
+        measured = {
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(state.step),
+        }
         return State(state.step + 1, params, opt_state), terms | measured
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    places = sharding.shard_params(shapes, mesh, config.mesh.rules)
+    shardings = sharding.shard_params(shapes, mesh, config.mesh.rules)
     abstract = jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
+        shapes,
+        shardings,
     )
-    everywhere = NamedSharding(mesh, P())
-    split = NamedSharding(mesh, sharding.BATCH)
-    # Videos are split over the devices, texts are the same everywhere.
-    batch_places = dict.fromkeys(Batch.__annotations__, everywhere) | {
-        "video": split,
-        "label": split,
+    replicated = NamedSharding(mesh, P())
+    by_video = NamedSharding(mesh, sharding.BATCH)
+    # Videos are split over the devices; texts are replicated.
+    batch_shardings = dict.fromkeys(Batch.__annotations__, replicated) | {
+        "video": by_video,
+        "label": by_video,
     }
-    jit = functools.partial(jax.jit, out_shardings=everywhere)
+    jit = functools.partial(jax.jit, out_shardings=replicated)
     return Program(
         mesh=mesh,
-        init=jax.jit(init, out_shardings=places),
+        init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(
             step,
-            in_shardings=(places, batch_places, everywhere),
-            out_shardings=(places, everywhere),
+            in_shardings=(shardings, batch_shardings, replicated),
+            out_shardings=(shardings, replicated),
             donate_argnums=0,
         ),
         embed_videos=jit(
             lambda params, video: model_of(params).embed_videos(video),
-            in_shardings=(places.params, split),
+            in_shardings=(shardings.params, by_video),
         ),
         embed_labels=jit(
             lambda params, ids_KPL: model_of(params).embed_labels(ids_KPL),
-            in_shardings=(places.params, everywhere),
+            in_shardings=(shardings.params, replicated),
         ),
         embed_texts=jit(
             lambda params, ids_XYL: model_of(params).embed_texts(ids_XYL),
-            in_shardings=(places.params, everywhere),
+            in_shardings=(shardings.params, replicated),
         ),
         text_features=jit(
             lambda params, ids_XL: model_of(params).text(
                 sharding.constrain(ids_XL, mesh, sharding.BATCH)
             ),
-            in_shardings=(places.params, everywhere),
+            in_shardings=(shardings.params, replicated),
         ),
         scores=jit(lambda params, *features: model_of(params).scores(*features)),
         gather=jit(lambda x: x),
@@ -161,16 +137,83 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     )
 
 
-def fingerprint(tree: Any) -> jax.Array:
-    """A number of the bits of each array and their places; the same on every mesh.
+def stop_gradient_if_frozen(config: ConfigDict, params: Params) -> Params:
+    """`params` with gradients stopped at frozen ones, which the backward pass then leaves out."""
+    if all_trainable(config):
+        return params
+    return jax.tree.map(
+        lambda x, trainable: x if trainable else jax.lax.stop_gradient(x),
+        params,
+        trainable_mask(config, params),
+    )
 
-    Sums of integers modulo 2^32 do not depend on their order, as sums of floats would.
+
+def gradients(
+    model_of: Callable[[Params], CoCo],
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    microbatches: int,
+) -> tuple[Params, dict[str, jax.Array]]:
+    """The gradient of the loss over the whole batch, and the terms of the objective.
+
+    With microbatches only the activations of one are in memory, and the result is the same (up to
+    rounding and other dropout masks): each video is contrasted with the whole batch, and texts are
+    embedded once. This is GradCache (arXiv 2101.06983): embed the videos without gradients, take
+    the gradient of the loss with respect to their embeddings, then embed each microbatch again and
+    propagate that gradient through the video tower.
+
+    Args:
+      model_of: makes the model of its parameters.
+      params: of the model.
+      batch: of B videos and the texts of all classes.
+      key: for dropout.
+      microbatches: how many to cut the videos into; must divide B.
     """
 
-    def one(x: jax.Array) -> jax.Array:
+    def loss(params: Params):
+        terms = model_of(params).losses(batch, key)
+        return terms["loss"], terms
+
+    if microbatches == 1:
+        return jax.grad(loss, has_aux=True)(params)
+
+    def embed(params: Params, video: jax.Array, key: jax.Array) -> jax.Array:
+        return model_of(params).embed_videos(video, key)
+
+    video_key, text_key = jax.random.split(key)
+    # Strided, so that each device keeps its own videos: microbatch i has videos i, i + count, ...
+    video = batch["video"]
+    parts = jnp.moveaxis(video.reshape(-1, microbatches, *video.shape[1:]), 1, 0)
+    keys = jax.random.split(video_key, microbatches)
+    _, v_IbD = jax.lax.scan(lambda _, part: (None, embed(params, *part)), None, (parts, keys))
+
+    def loss_of_embeddings(params: Params, v_IbD: jax.Array):
+        v_BD = jnp.moveaxis(v_IbD, 0, 1).reshape(-1, v_IbD.shape[-1])
+        terms = model_of(params).losses_of_embeddings(v_BD, batch, text_key)
+        return terms["loss"], terms
+
+    (grads, v_grad_IbD), terms = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(params, v_IbD)
+
+    def add_video_gradient(total: Params, part) -> tuple[Params, None]:
+        video, key, v_grad_bD = part
+        _, pull_back = jax.vjp(lambda params: embed(params, video, key), params)
+        return jax.tree.map(jnp.add, total, pull_back(v_grad_bD)[0]), None
+
+    grads, _ = jax.lax.scan(add_video_gradient, grads, (parts, keys, v_grad_IbD))
+    return grads, terms
+
+
+def fingerprint(tree: Any) -> jax.Array:
+    """A checksum of each array, uint32, from its bits and their positions; equal on every mesh.
+
+    Integer sums modulo 2^32 do not depend on their order, unlike sums of floats.
+    """
+
+    def checksum(x: jax.Array) -> jax.Array:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
         bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        place = sum(
+        position = sum(
             (
                 jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
                 * jnp.uint32(math.prod(x.shape[axis + 1 :]))
@@ -178,41 +221,41 @@ def fingerprint(tree: Any) -> jax.Array:
             ),
             start=jnp.uint32(0),
         )
-        return (bits * (2 * place + 1)).sum(dtype=jnp.uint32)  # odd factors lose no bit
+        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)  # an odd factor keeps every bit
 
-    return jnp.stack([one(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
-    """Shapes and dtypes of a step's batch for so many seen classes and classes of the pool."""
+    """Shapes and dtypes of a training batch with `seen` classes and `pool` classes in the pool."""
     video, text = config.video_tower, config.text
     frozen = config.text_tower.trainable == "none"
     width, dtype = (config.text_tower.width, "bfloat16") if frozen else (text.length, "int32")
 
-    def of(dtype: str, *shape: int) -> Any:
+    def array(dtype: str, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
     def texts(classes: int, each: int) -> Any:
-        return of(dtype, classes, each, width)
+        return array(dtype, classes, each, width)
 
     count = config.data.batch
     clips = (count, video.frames, video.size, video.size, 3)
     return Batch(
-        video=of("float32", count, video.feature_dim) if video.kind == "features" else of("uint8", *clips),
-        label=of("int32", count),
+        video=array("float32", count, video.feature_dim) if video.kind == "features" else array("uint8", *clips),
+        label=array("int32", count),
         label_ids=texts(seen, len(text.templates)),
         description_ids=texts(seen, text.descriptions),
         pool_label_ids=texts(pool, len(text.templates)),
         pool_description_ids=texts(pool, text.descriptions),
-        episode=of("int32", seen),
+        episode=array("int32", seen),
     )  # fmt: skip
 
 
 def model_flops(config: ConfigDict, batch: Batch) -> float:
-    """FLOPs that one step needs over the whole batch, nothing computed twice (no rematerialisation).
+    """FLOPs of one training step over the whole batch, without rematerialisation.
 
-    Counted by XLA on the program as written, on one CPU device; nothing is compiled. `batch` is
-    what a step takes, or `abstract_batch`.
+    XLA counts them on the program as written, for one CPU device; nothing is compiled. `batch` is
+    the input of a step, or `abstract_batch`.
     """
     with jax.default_device(device := jax.local_devices(backend="cpu")[0]):
         plain = config.copy_and_resolve_references()
@@ -229,5 +272,5 @@ def model_flops(config: ConfigDict, batch: Batch) -> float:
 
 
 def global_batch(mesh: Mesh, local: Any) -> jax.Array:
-    """One global array, split over the mesh, of what each process holds of it."""
+    """A global array, split over the mesh by video, from the part that each process has."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, sharding.BATCH), local)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from coco_jax import config as configs
-from coco_jax import weights
+from coco_jax import presets, weights
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import flatten
@@ -17,9 +17,15 @@ assert references  # it mends an import when it is imported
 
 
 def make_config(preset, path="", **changes):
-    """The defaults under a preset, float32, weights from `path`; `changes` are `video_tower__depth=2`."""
+    """The defaults with a preset (its name, or a function of the config), float32, weights from `path`.
+
+    `changes` are fields such as `video_tower__depth=2`.
+    """
     config = configs.default()
-    preset(config)
+    if callable(preset):
+        preset(config)
+    else:
+        presets.apply(config, preset)
     config.model.dtype = "float32"
     config.video_tower.frames = 2
     config.ablation = "label"

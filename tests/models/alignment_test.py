@@ -26,7 +26,7 @@ def softmax(x):
     return e / e.sum()
 
 
-def test_label_loss_is_both_directions_with_all_positives(features):
+def test_label_loss_sums_both_directions_with_all_positives(features):
     v_BD, l_KD, _, label_B = features
     tau = 0.1
     logits = v_BD @ l_KD.T / tau
@@ -54,7 +54,7 @@ def test_description_scores_equal_the_definition_of_e_c(features, hidden):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_one_description_is_a_label():
+def test_one_description_scores_like_a_label():
     """With a single description a class, L_desc is the video -> class half of L_label."""
     rng = np.random.default_rng(1)
     v_BD, l_KD, label_B = unit(rng, 5, 8), unit(rng, 3, 8), jnp.array([0, 1, 2, 2, 0])
@@ -98,7 +98,7 @@ def test_losses_do_not_depend_on_the_order_of_videos_or_classes(seed):
     )
 
 
-def test_attend_from_the_identity_is_plain_cosine_attention():
+def test_attend_at_initialisation_is_cosine_attention():
     rng = np.random.default_rng(2)
     q_QD, kv_KD = unit(rng, 3, 8), unit(rng, 5, 8)
     attend = invariance.Attend(8, heads=1, tau_r=0.1, learned=True)
@@ -106,7 +106,7 @@ def test_attend_from_the_identity_is_plain_cosine_attention():
     np.testing.assert_allclose(attend(q_QD, kv_KD), want, atol=1e-5)
 
 
-def test_a_sharp_cycle_through_the_same_classes_returns_them():
+def test_cycle_through_identical_classes_reconstructs_them():
     s_SD = jnp.array(unit(np.random.default_rng(3), 6, 16))
     cycle = invariance.Invariance(16, heads=2, tau_r=0.01, learned=True)
     rebuilt_SD = cycle(s_SD, s_SD)
@@ -126,7 +126,7 @@ def test_cycle_losses_equal_their_definitions():
     np.testing.assert_allclose(got, found, rtol=1e-5)
 
 
-def test_an_attention_that_is_not_learned_has_no_parameters():
+def test_attention_without_learning_has_no_parameters():
     from flax import nnx
 
     for learned, count in ((True, 8), (False, 0)):

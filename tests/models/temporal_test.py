@@ -9,17 +9,18 @@ from flax import nnx
 from coco_jax.models.temporal import TemporalShift
 from coco_jax.models.transformer import LowRank, make_attention
 from coco_jax.models.video import VideoTower
+from coco_jax.presets import VideoTowerConfig
 from tests.models.towers_test import VIDEO
 
 FRAMES = jax.random.normal(jax.random.key(0), (2, 4, 16, 16, 3))
 
 
 def tower(kind):
-    return VideoTower(**VIDEO | dict(temporal=kind), rngs=nnx.Rngs(0))
+    return VideoTower(VideoTowerConfig(**VIDEO | dict(temporal=kind)), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "divided", "shift"])
-def test_at_step_0_a_video_is_the_mean_of_its_frames(kind):
+def test_temporal_module_starts_as_mean_over_frames(kind):
     got, mean = tower(kind), tower("mean")
     # The same tower but for what `kind` adds.
     params = nnx.to_pure_dict(nnx.state(mean, nnx.Param))
@@ -34,7 +35,7 @@ def test_at_step_0_a_video_is_the_mean_of_its_frames(kind):
 
 
 @pytest.mark.parametrize("kind", ["transformer", "divided", "shift"])
-def test_after_a_step_the_order_of_frames_matters(kind):
+def test_frame_order_matters_after_one_update(kind):
     model = tower(kind)
     backward = FRAMES[:, ::-1]
     np.testing.assert_allclose(model(FRAMES), model(backward), atol=1e-6)
@@ -45,7 +46,7 @@ def test_after_a_step_the_order_of_frames_matters(kind):
     assert np.abs(moved(FRAMES) - moved(backward)).max() > 1e-3
 
 
-def test_an_open_shift_moves_an_eighth_of_the_channels_each_way():
+def test_temporal_shift_with_open_gate_shifts_an_eighth_each_way():
     shift = TemporalShift(3, 16)
     shift.gate[...] = jnp.ones(4)
     x = np.arange(3 * 16, dtype=np.float32).reshape(3, 1, 16) + 1  # one video, one token
@@ -56,7 +57,7 @@ def test_an_open_shift_moves_an_eighth_of_the_channels_each_way():
     assert (got[0, :, :2] == 0).all() and (got[-1, :, 2:4] == 0).all()
 
 
-def test_lora_is_nothing_at_first_and_low_rank_after():
+def test_lora_starts_at_zero_and_has_low_rank():
     x = jax.random.normal(jax.random.key(0), (3, 5, 8))
     layer = LowRank(8, (2, 4), rank=2, scale=0.5, dtype=None, rngs=nnx.Rngs(0))
     plain = nnx.LinearGeneral(8, (2, 4), rngs=nnx.Rngs(0))
@@ -70,9 +71,12 @@ def test_lora_is_nothing_at_first_and_low_rank_after():
     np.testing.assert_allclose(layer(x), plain(x), atol=1e-5)
 
 
-def test_a_cap_bounds_logits_and_a_high_one_does_nothing():
+def test_attention_logit_cap_bounds_logits():
     x = 30 * jax.random.normal(jax.random.key(0), (2, 5, 8))
-    outs = [make_attention(8, 2, cap=cap, rngs=nnx.Rngs(0))(x) for cap in (0.0, 1e6, 1.0, 1e-4)]
+    outs = [
+        make_attention(8, 2, attention_logit_cap=cap, rngs=nnx.Rngs(0))(x)
+        for cap in (0.0, 1e6, 1.0, 1e-4)
+    ]
     np.testing.assert_allclose(outs[0], outs[1], atol=1e-2)
     assert np.abs(outs[0] - outs[2]).max() > 1e-2
     # Bounded to nearly zero, all logits are alike: every query sees the mean.

@@ -1,4 +1,4 @@
-"""The towers: shapes in every setting, and what they must not depend on."""
+"""Video and text towers: output shapes and invariances."""
 
 import itertools
 
@@ -11,15 +11,15 @@ from flax import nnx
 from coco_jax.models.text import TextTower
 from coco_jax.models.transformer import Block
 from coco_jax.models.video import FeatureTower, VideoTower
+from coco_jax.presets import TextTowerConfig, VideoTowerConfig
 
 VIDEO = dict(
     frames=4, size=16, patch=8, tubelet=1, width=16, heads=2, mlp_ratio=2.0, depth=1,
     temporal_depth=1, pool="cls", activation="gelu", dropout=0.0, patch_bias=True, pre_norm=False,
-    remat=False,
 )  # fmt: skip
 TEXT = dict(
     vocabulary=20, length=8, width=16, heads=2, mlp_ratio=2.0, depth=1, pool="mean",
-    activation="gelu", dropout=0.0, remat=False,
+    activation="gelu", dropout=0.0,
 )  # fmt: skip
 
 
@@ -32,23 +32,27 @@ def test_video_shapes(pool, tubelet, temporal_depth, pre_norm):
         pool=pool, tubelet=tubelet, temporal_depth=temporal_depth, pre_norm=pre_norm
     )
     out = jax.eval_shape(
-        lambda: VideoTower(**settings, rngs=nnx.Rngs(0))(jnp.zeros((3, 4, 16, 16, 3)))
+        lambda: VideoTower(VideoTowerConfig(**settings), rngs=nnx.Rngs(0))(
+            jnp.zeros((3, 4, 16, 16, 3))
+        )
     )
     assert out.shape == (3, 16)
 
 
-def test_without_temporal_blocks_the_order_of_frames_does_not_matter_and_with_them_it_does():
+def test_frame_order_matters_only_with_temporal_blocks():
     video = jax.random.normal(jax.random.key(0), (1, 4, 16, 16, 3))
     for depth, differs in ((0, False), (1, True)):
-        tower = VideoTower(**VIDEO | dict(temporal_depth=depth), rngs=nnx.Rngs(0))
+        tower = VideoTower(VideoTowerConfig(**VIDEO | dict(temporal_depth=depth)), rngs=nnx.Rngs(0))
         forward, backward = jax.jit(lambda v, t=tower: t(v))(
             jnp.concatenate([video, video[:, ::-1]])
         )
         assert bool(np.abs(forward - backward).max() > 1e-4) == differs
 
 
-def test_the_patch_embedding_is_the_convolution_it_stands_for():
-    tower = VideoTower(**VIDEO | dict(depth=0, temporal_depth=0, pool="mean"), rngs=nnx.Rngs(0))
+def test_patch_embedding_equals_strided_convolution():
+    tower = VideoTower(
+        VideoTowerConfig(**VIDEO | dict(depth=0, temporal_depth=0, pool="mean")), rngs=nnx.Rngs(0)
+    )
     video = jax.random.normal(jax.random.key(1), (1, 1, 16, 16, 3))
     kernel_HWIO = tower.embed.kernel[...].reshape(8, 8, 3, 16)
     patches = jax.lax.conv_general_dilated(
@@ -59,14 +63,14 @@ def test_the_patch_embedding_is_the_convolution_it_stands_for():
 
 
 @pytest.mark.parametrize("pool", ["mean", "map", "last"])
-def test_text_pools_see_no_padding(pool):
-    tower = TextTower(**TEXT | dict(pool=pool), rngs=nnx.Rngs(0))
+def test_text_pooling_ignores_padding(pool):
+    tower = TextTower(TextTowerConfig(**TEXT | dict(pool=pool)), rngs=nnx.Rngs(0))
     short = jnp.array([[5, 6, 7]])
     np.testing.assert_allclose(tower(short), tower(jnp.pad(short, ((0, 0), (0, 5)))), atol=1e-5)
     assert np.abs(tower(short) - tower(jnp.array([[5, 6, 8]]))).max() > 1e-4
 
 
-def test_a_block_is_the_textbook_s():
+def test_block_equals_numpy_reference():
     """Pre-norm attention and MLP, written out with numpy."""
     block = Block(8, heads=2, mlp_ratio=2.0, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(5, 8))
@@ -90,13 +94,13 @@ def test_a_block_is_the_textbook_s():
     np.testing.assert_allclose(block(jnp.asarray(x[None], jnp.float32))[0], want, atol=1e-4)
 
 
-def test_a_feature_tower_takes_features():
+def test_feature_tower_output_shape():
     out = FeatureTower(features=7, width=16, dropout=0.0, rngs=nnx.Rngs(0))(jnp.zeros((3, 7)))
     assert out.shape == (3, 16)
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_architectures_raise_value_error():
     with pytest.raises(ValueError, match="divide"):
-        VideoTower(**VIDEO | dict(patch=7), rngs=nnx.Rngs(0))
+        VideoTower(VideoTowerConfig(**VIDEO | dict(patch=7)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="not one of"):
-        TextTower(**TEXT | dict(pool="first"), rngs=nnx.Rngs(0))
+        TextTower(TextTowerConfig(**TEXT | dict(pool="first")), rngs=nnx.Rngs(0))

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 
 def small(config):
-    presets.minilm(config)
+    presets.apply(config, "minilm")
     config.text.update(length=12, vocabulary=99)
     config.text_tower.update(width=32, heads=4, depth=2)
     config.model.dim = 32
@@ -75,7 +75,7 @@ def folder() -> pathlib.Path:
 @pytest.fixture(scope="module")
 def minilm(folder):
     """The published tower and its tokenizer."""
-    config = towers.make_config(presets.minilm, folder, text__tokenizer=str(folder))
+    config = towers.make_config("minilm", folder, text__tokenizer=str(folder))
     text = config.text
     tokenizer = published_tokenizer(
         text.tokenizer, text.tokenizer_style, text.length, text.vocabulary

@@ -14,7 +14,7 @@ EOS = 49_407
 
 def small(config):
     """CLIP's structure with few and narrow layers."""
-    presets.clip_b16(config)
+    presets.apply(config, "clip_b16")
     config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3)
     config.text.update(length=12, vocabulary=99)
     config.text_tower.update(width=32, heads=2, depth=2)
@@ -80,7 +80,7 @@ def little(tmp_path_factory):
 def test_embeddings_and_gradients_are_transformers(little):
     config, reference = little
     model, rng = towers.load(config), np.random.default_rng(0)
-    video, frames = presets.clip_of(rng)
+    video, frames = towers.clip_of(rng)
     ids = texts(rng)
     shapes = towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs in (
@@ -97,13 +97,13 @@ def test_embeddings_and_gradients_are_transformers(little):
         towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
 
 
-REAL = [presets.clip_b32, presets.clip_b16]
+REAL = ["clip_b32", "clip_b16"]
 
 
 def real_size(config, preset):
     """The preset's own size but for the vocabulary; B/32's text tower, which is B/16's, is cut."""
     config.text.vocabulary = 1000
-    if preset is presets.clip_b32:
+    if preset == "clip_b32":
         config.text_tower.depth = 1
 
 
@@ -131,7 +131,7 @@ def test_real_sizes_are_transformers(preset, tmp_path):
     real_size(config, preset)
     reference = hugging_face(config, tmp_path, noise=0)
     model, rng = towers.load(config), np.random.default_rng(1)
-    video, frames = presets.clip_of(rng, 1, 1, 224)
+    video, frames = towers.clip_of(rng, 1, 1, 224)
     compare(
         config, model, reference, clip.HUGGING_FACE,
         lambda x: reference.get_image_features(x).pooler_output,
@@ -168,9 +168,9 @@ def test_open_clip_is_open_clip(preset, tmp_path):
     save_file(reference.state_dict(), tmp_path / "open_clip_model.safetensors")
     model, rng = towers.load(config), np.random.default_rng(0)
     if preset is small:
-        (video, frames), ids = presets.clip_of(rng), texts(rng)
+        (video, frames), ids = towers.clip_of(rng), texts(rng)
     else:
-        (video, frames), ids = presets.clip_of(rng, 1, 1, 224), texts(rng, 1000, 77, 2)
+        (video, frames), ids = towers.clip_of(rng, 1, 1, 224), texts(rng, 1000, 77, 2)
     ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # it pads with 0
     compare(
         config, model, reference, clip.OPEN_CLIP, reference.encode_image, reference.encode_text,
@@ -183,7 +183,7 @@ def test_other_resolutions_interpolate_positions_as_transformers_does(little, si
     config, reference = little
     other = config.copy_and_resolve_references()
     other.video.size = size
-    video, frames = presets.clip_of(np.random.default_rng(2), 1, 1, size)
+    video, frames = towers.clip_of(np.random.default_rng(2), 1, 1, size)
     with torch.no_grad():
         want = hf_videos(reference, frames, interpolate_pos_encoding=True)
     assert towers.distance(towers.videos_of(towers.load(other), video), want) < 1e-5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from coco_jax import presets, weights
+from coco_jax import weights
 from coco_jax.errors import UserError
 from coco_jax.weights import files
 from coco_jax.weights.transforms import cubic_weights, linear_weights
@@ -118,7 +118,7 @@ def test_one_tampered_with_is_damaged(path):
 
 def test_a_wrong_family_a_wrong_size_and_strangers_are_named(path):
     assert "which has no video tower; name it as config.text_tower.weights" in refusal(
-        path, presets.clip_b16
+        path, "clip_b16"
     )
     message = refusal(path, text_tower__width=48)
     assert (

@@ -20,7 +20,7 @@ from tests.training.step_test import random_batch
 
 def tiny(config):
     """CLIP's structure, small enough that a step takes milliseconds."""
-    presets.clip_b16(config)
+    presets.apply(config, "clip_b16")
     config.video_tower.update(size=16, patch=8, width=16, heads=2, depth=1, frames=2)
     config.text.update(length=6, vocabulary=50, templates=("{}",), descriptions=2)
     config.text_tower.update(width=16, heads=2, depth=1)
@@ -208,18 +208,18 @@ def check_forward(config):
 
 
 PRESETS = {  # parameters of both towers in millions, as published: video, text
-    presets.clip_b32: (87.8, 63.4),
-    presets.clip_b16: (86.2, 63.4),
-    presets.clip_l14: (304, 124),
-    presets.open_clip_h14: (632, 354),
-    presets.siglip_b16: (92.9, 110),
-    presets.siglip_l16: (316, 336),
-    presets.siglip2_b16: (92.9, 282),
-    presets.siglip2_l16: (316, 565),
-    presets.siglip2_so400m: (428, 708),
-    presets.videoprism_base: (138, 110),
-    presets.minilm: (0, 22.6),
-    presets.bert_base: (0, 109),
+    "clip_b32": (87.8, 63.4),
+    "clip_b16": (86.2, 63.4),
+    "clip_l14": (304, 124),
+    "open_clip_h14": (632, 354),
+    "siglip_b16": (92.9, 110),
+    "siglip_l16": (316, 336),
+    "siglip2_b16": (92.9, 282),
+    "siglip2_l16": (316, 565),
+    "siglip2_so400m": (428, 708),
+    "videoprism_base": (138, 110),
+    "minilm": (0, 22.6),
+    "bert_base": (0, 109),
 }
 
 
@@ -232,11 +232,11 @@ def test_presets_have_the_published_sizes(preset):
     config.text.tokenizer = "/weights"
     if not config.video_tower.weights:
         config.video_tower.kind = "features"
-    if preset is presets.videoprism_base:
+    if preset == "videoprism_base":
         config.video_tower.frames = 16
     validate(config)
     depths = config.video_tower.depth, config.text_tower.depth
-    if preset in (presets.clip_b16, presets.siglip2_b16, presets.videoprism_base, presets.minilm):
+    if preset in ("clip_b16", "siglip2_b16", "videoprism_base", "minilm"):
         config.video_tower.frames = max(config.video_tower.frames, 8)
         check_forward(config)
     # Layers are alike: two depths tell the size of all.

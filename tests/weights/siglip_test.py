@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 def small(config):
     """SigLIP's structure with few and narrow layers; the MLP's ratio is no whole number."""
-    presets.siglip2_b16(config)
+    presets.apply(config, "siglip2_b16")
     config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3, mlp_ratio=100 / 48)
     config.text.update(length=12, vocabulary=99)
     config.text_tower.update(width=48, heads=4, depth=2, mlp_ratio=100 / 48)
@@ -55,7 +55,7 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     config = towers.make_config(small, tmp_path)
     reference = hugging_face(config, tmp_path)
     model, rng = towers.load(config), np.random.default_rng(0)
-    video, frames = presets.clip_of(rng)
+    video, frames = towers.clip_of(rng)
     ids = rng.integers(0, 99, (5, 12))  # padding is a token like any other, and pooled
     shapes = towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs in (
@@ -77,11 +77,11 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
 
 
 def test_the_real_image_tower_is_transformers(tmp_path):
-    config = towers.make_config(presets.siglip2_b16, tmp_path, text__vocabulary=1000)
+    config = towers.make_config("siglip2_b16", tmp_path, text__vocabulary=1000)
     config.text_tower.depth = 2  # of the image tower's layers, which the test before compared
     reference = hugging_face(config, tmp_path, noise=0)
     model, rng = towers.load(config), np.random.default_rng(1)
-    video, frames = presets.clip_of(rng, 1, 1, 224)
+    video, frames = towers.clip_of(rng, 1, 1, 224)
     ids = rng.integers(0, 1000, (2, 64))
     with torch.no_grad():
         want = reference.get_image_features(torch.tensor(frames)).pooler_output
@@ -180,7 +180,7 @@ def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
     )  # fmt: skip
     load_big_vision_weights(reference, str(path))
     model, rng = towers.load(config), np.random.default_rng(0)
-    clips, frames = presets.clip_of(rng, 2, 1)
+    clips, frames = towers.clip_of(rng, 2, 1)
     ids = rng.integers(0, 99, (5, 12))
     with torch.no_grad():
         want = reference.visual.trunk(torch.tensor(frames))

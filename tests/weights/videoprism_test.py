@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 def small(config):
     """VideoPrism's structure with few and narrow layers."""
-    presets.videoprism_base(config)
+    presets.apply(config, "videoprism_base")
     config.video_tower.update(
         frames=4, size=32, patch=8, width=48, heads=4, depth=3, temporal_depth=2, auxiliary_depth=1
     )
@@ -81,7 +81,7 @@ def published(config, make):
 def test_the_published_shapes_of_the_base_size_fill_our_towers(tmp_path):
     """Every tensor is used and every parameter filled, or `fill` would say so."""
     path = tmp_path / "videoprism.npz"
-    config = towers.make_config(presets.videoprism_base, path)
+    config = towers.make_config("videoprism_base", path)
     config.video_tower.frames = 16
     tensors = published(config, lambda name, *shape: np.zeros(shape, np.float32))
     shapes = towers.shapes_of(config)[-1]
