@@ -1,164 +1,233 @@
-"""Every field a run can set, with its default. An experiment in configs/ starts from here."""
+"""Every field of a run's configuration, with its default. An experiment in configs/ starts from here.
 
-import ml_collections
+`default()` makes a config, `validate()` checks one, and `load_stored()` reads one that a run stored.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
+from coco_jax.errors import UserError
+
+VERSION = 2  # of the fields below; `migrate` reads older ones
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
-POOLS = ("unseen", "auxiliary", "episodic")
-PROTOCOLS = ("test", "validation", "cross")
-TRAINS = ("all", "lora", "none")
+TRAINABLE = ("all", "lora", "none")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
+
+# The values that a field may have, where they are few.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "ablation": ABLATIONS,
+    "protocol": ("test", "validation", "cross"),
+    "data.shared_classes": ("keep", "drop"),
+    "data.sampling": ("random", "dense"),
+    "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
+    "video_tower.kind": ("video", "features"),
+    "video_tower.trainable": TRAINABLE,
+    "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
+    "video_tower.pool": ("cls", "map", "wide_map", "mean"),
+    "video_tower.activation": ACTIVATIONS,
+    "text_tower.trainable": TRAINABLE,
+    "text_tower.pool": ("mean", "map", "last", "eos", "cls"),
+    "text_tower.activation": ACTIVATIONS,
+    "text_tower.norm": ("pre", "post"),
+    "text_tower.position": ("learned", "sinusoid"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "cycle.pool": ("unseen", "auxiliary", "episodic"),
+    "cycle.form": ("squared", "contrastive"),
+}
+STOP_GRADIENT = ("seen", "unseen", "target")  # what cycle.stop_gradient may list
+
+POSITIVE = (
+    "data.batch",
+    "data.crop",
+    "data.views",
+    "data.threads",
+    "video_tower.frames",
+    "video_tower.size",
+    "video_tower.patch",
+    "video_tower.tubelet",
+    "video_tower.width",
+    "video_tower.heads",
+    "video_tower.norm_epsilon",
+    "text_tower.width",
+    "text_tower.heads",
+    "text_tower.norm_epsilon",
+    "text.length",
+    "text.descriptions",
+    "text.eval_descriptions",
+    "lora.rank",
+    "model.dim",
+    "model.tau",
+    "model.tau_min",
+    "model.tau_d",
+    "cycle.heads",
+    "cycle.tau_r",
+    "optimizer.steps",
+    "optimizer.microbatches",
+    "optimizer.learning_rate",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 
 
 def default() -> ConfigDict:
     """The defaults; locked, so that a misspelt field is an error."""
     c = ConfigDict()
+    c.version = VERSION
     c.seed = 0
-    c.split = "1"  # which of the dataset's class splits
+    c.split = "1"  # class split of the dataset
     c.ablation = "full"  # label | label+desc | label+cycle | full
-    # test: train on the seen classes, test on the unseen ones.
-    # validation: test on the split's validation classes instead, or, where it has none, hold
-    # `validation_classes` of the seen ones out. All choices are made here; the unseen classes take
-    # no part in it.
+    # test: train on the seen classes, test on the unseen classes.
+    # validation: test on the split's validation classes or, if it has none, on `validation_classes`
+    #   of its seen classes, which are then not trained on. Choose hyper-parameters with this one: it
+    #   does not use the unseen classes.
     # cross: train on the seen classes of `data.name`, test on `data.test_name`.
     c.protocol = "test"
     c.validation_classes = 6
 
-    # `coco_jax.main` runs every ablation x split x seed named here and makes one table of them;
-    # where a list is empty, the single value above.
+    # `coco_jax.main` runs every combination of these values and makes one table of the results. An
+    # empty list stands for the single value above.
     c.sweep = ConfigDict()
     c.sweep.ablation = ()
     c.sweep.split = ()
     c.sweep.seed = ()
 
     c.data = ConfigDict()
-    c.data.name = ml_collections.config_dict.placeholder(str)  # a TFDS name
+    c.data.name = placeholder(str)  # a TFDS name
     c.data.dir = "data"  # TFDS data_dir
-    # Under the protocol "cross": the dataset tested, in which of its class splits, and whether seen
-    # classes of the same name as a tested one are kept in training (the literature's custom) or not.
-    c.data.test_name = ml_collections.config_dict.placeholder(str)
+    # For protocol "cross": the dataset to test on, and its class splits.
+    c.data.test_name = placeholder(str)
     c.data.test_splits = ("1",)
-    c.data.shared_classes = "keep"  # keep | drop
+    # For protocol "cross": train on classes that the tested dataset also has (keep, as papers do)
+    # or leave them out (drop).
+    c.data.shared_classes = "keep"
     c.data.batch = 64  # videos a step, over all devices
-    c.data.workers = 0  # decoding processes; 0 decodes in threads of this one
-    c.data.threads = 4
-    c.data.cache = False  # keep decoded videos in memory; for small datasets
-    c.data.sampling = "random"  # random: one frame a segment (TSN); dense: a fixed stride
-    c.data.stride = 0.08  # seconds between frames when sampling is dense
+    c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
+    c.data.threads = 4  # decoding threads of each process
+    c.data.cache = False  # keep decoded videos in memory (each process its own); for small datasets
+    c.data.sampling = "random"  # random: one frame a segment (TSN) | dense: a fixed stride
+    c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips
-    c.data.crop = 1.0  # side of the (square) crop as a share of the frame's short side
+    c.data.crop = 1.0  # side of the square crop as a share of the frame's short side
     c.data.color = 0.0  # strength of colour jitter on training clips
-    c.data.views = 1  # dense clips a video at evaluation, averaged
+    c.data.views = 1  # clips of each video in evaluation, averaged; sampling "dense" only
 
     c.text = ConfigDict()
-    c.text.corpus = ml_collections.config_dict.placeholder(
-        str
-    )  # a TFDS name, e.g. actionhub/motion
-    c.text.templates = ("{}", "a video of {}", "a person doing {}")
-    c.text.descriptions = 8  # M: descriptions a class, drawn afresh each step
-    c.text.eval_descriptions = 64  # at evaluation, always the same ones
-    c.text.tokenizer = ""  # its tokenizer: a path, or hf:org/name; "": learn one from the texts
+    c.text.corpus = placeholder(str)  # descriptions: a TFDS name, e.g. actionhub/motion
+    c.text.templates = ("{}", "a video of {}", "a person doing {}")  # prompt templates
+    c.text.descriptions = 8  # M: descriptions of each class, drawn at random in every step
+    c.text.eval_descriptions = 64  # descriptions of each class in evaluation: always the first ones
+    c.text.tokenizer = ""  # a path, or hf:org/name; "": train one on the texts
     c.text.tokenizer_style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
-    c.text.length = 32  # tokens a text, cut or padded
-    c.text.vocabulary = 512  # sentencepiece pieces
-    c.text.shuffle_descriptions = (
-        False  # control: give each class another's descriptions; ruins the result
-    )
+    c.text.length = 32  # tokens of a text, truncated or padded
+    c.text.vocabulary = 512  # token ids; of a trained tokenizer at most this many
+    c.text.trained_vocabulary = 0  # token ids of the trained tokenizer; set by the run itself
+    c.text.shuffle_descriptions = False  # control: gives each class another class's descriptions
 
     c.video_tower = ConfigDict()
     c.video_tower.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
-    # all | lora | none: what of the tower learns. What comes after it, and what was added to a
-    # published tower to see time, always does.
+    # all | lora | none: which tower parameters train. Projections and temporal modules that were
+    # added to a published tower always do.
     c.video_tower.trainable = "all"
-    c.video_tower.kind = "video"  # video: the transformer; features: an MLP over stored features
-    c.video_tower.feature_dim = 2048  # their width
+    c.video_tower.kind = "video"  # video: the transformer | features: an MLP over stored features
+    c.video_tower.feature_dim = 2048  # width of stored features
     c.video_tower.frames = 8
     c.video_tower.size = 224  # pixels a side
-    c.video_tower.patch = 16
-    c.video_tower.tubelet = 1  # frames a patch spans
+    c.video_tower.patch = 16  # pixels a side
+    c.video_tower.tubelet = 1  # frames that a patch covers
     c.video_tower.width = 768
     c.video_tower.heads = 12
     c.video_tower.mlp_ratio = 4.0
     c.video_tower.depth = 12  # blocks within a frame
-    # blocks | mean | transformer | divided | shift | tokens: how frames see each other
-    # (models/temporal.py); on a published image tower all but `blocks` start as the mean.
+    # blocks | mean | transformer | divided | shift | tokens: how frames are mixed
+    # (models/temporal.py). On a published image tower all but "blocks" start as the mean over frames.
     c.video_tower.temporal = "blocks"
-    c.video_tower.temporal_depth = 2  # blocks across frames, where `temporal` has some
-    c.video_tower.auxiliary_depth = 0  # blocks across all tokens after them; with `tokens` only
+    c.video_tower.temporal_depth = 2  # temporal blocks; for blocks, transformer and tokens
+    c.video_tower.auxiliary_depth = 0  # blocks over all tokens; for tokens
     c.video_tower.pool = "cls"  # cls | map | wide_map | mean
-    c.video_tower.activation = "gelu"
+    c.video_tower.activation = "gelu"  # gelu | gelu_tanh | quick_gelu | relu
     c.video_tower.dropout = 0.0
     c.video_tower.patch_bias = True
-    c.video_tower.pre_norm = False  # a LayerNorm before the first block, as CLIP has
-    c.video_tower.norm_epsilon = 1e-6  # of every LayerNorm
-    c.video_tower.attention_logit_cap = 0.0  # bound of the attention's logits; 0: none
-    c.video_tower.mean = (0.5, 0.5, 0.5)
+    c.video_tower.pre_norm = False  # a LayerNorm before the first block, as in CLIP
+    c.video_tower.norm_epsilon = 1e-6
+    c.video_tower.attention_logit_cap = 0.0  # bound of attention logits; 0: none
+    c.video_tower.mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1], RGB
     c.video_tower.std = (0.5, 0.5, 0.5)
 
     c.text_tower = ConfigDict()
-    c.text_tower.weights = ""  # a published checkpoint of the text tower: a path, or hf:org/name
-    # all | lora | none. With none every text goes through the tower once, into a bank on disk under
-    # data.dir, and each step draws M features a class from that.
+    c.text_tower.weights = ""  # a published checkpoint: a path, or hf:org/name
+    # all | lora | none, as above. With "none" every text is embedded once, and its features are
+    # cached under data.dir; each step draws M cached features for each class.
     c.text_tower.trainable = "all"
     c.text_tower.width = 512
     c.text_tower.heads = 8
     c.text_tower.mlp_ratio = 4.0
     c.text_tower.depth = 12
     c.text_tower.pool = "mean"  # mean | map | last | eos | cls
-    c.text_tower.activation = "gelu"
+    c.text_tower.activation = "gelu"  # gelu | gelu_tanh | quick_gelu | relu
     c.text_tower.dropout = 0.0
     c.text_tower.norm = "pre"  # pre | post (BERT)
-    c.text_tower.causal = False  # a token sees what comes before it only
-    c.text_tower.mask_padding = True  # id 0 is padding, and nobody looks at it
+    c.text_tower.causal = False  # causal attention mask
+    c.text_tower.mask_padding = True  # padding is masked in attention and pooling
     c.text_tower.position = "learned"  # learned | sinusoid
     c.text_tower.norm_epsilon = 1e-6
     c.text_tower.attention_logit_cap = 0.0
     c.text_tower.out_bias = False  # a bias in the projection to the shared embedding
 
-    c.lora = ConfigDict()  # where `trains` is "lora": queries and values of the tower's blocks
+    c.lora = ConfigDict()  # for `trainable` "lora": on queries and values of the tower's blocks
     c.lora.rank = 8
     c.lora.alpha = 8.0  # the correction is scaled by alpha / rank
 
     c.model = ConfigDict()
     c.model.dim = 512  # D, the shared embedding
     c.model.dtype = "bfloat16"  # of activations; parameters and losses are float32
-    c.model.remat = False
+    c.model.remat = False  # recompute activations in the backward pass to save memory
     c.model.tau = 0.07  # initial temperature
     c.model.tau_min = 0.01
     c.model.tau_max = 1.0
-    c.model.tau_d = 0.1  # how sharply a video picks among descriptions
+    c.model.tau_d = 0.1  # temperature of a video's attention over descriptions
     c.model.label_weight = 0.5  # w of the class semantic feature s_c
-    c.model.alpha = 0.5  # weight of the label at inference, where descriptions are used
+    c.model.alpha = 0.5  # weight of the label in scores, if descriptions are used
     c.model.lambda_desc = 1.0
     c.model.lambda_cycle = 3.0
     c.model.lambda_invariant = 0.0
 
     c.cycle = ConfigDict()
-    c.cycle.pool = "unseen"  # unseen (text-transductive, the paper's) | auxiliary | episodic
+    c.cycle.pool = (
+        "unseen"  # unseen (the paper's, uses the texts of test classes) | auxiliary | episodic
+    )
     c.cycle.form = "squared"  # squared | contrastive
     c.cycle.heads = 1
-    c.cycle.tau_r = 0.1
+    c.cycle.tau_r = 0.1  # temperature of the cycle's attention
     c.cycle.learned_attention = True
-    # Whose features the cycle loss does not move: "seen" (as keys and values), "unseen", "target".
+    # Features that get no gradient from the cycle loss: any of seen (as keys and values), unseen, target.
     c.cycle.stop_gradient = ()
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000
-    c.optimizer.warmup = 500
+    c.optimizer.warmup = 500  # steps of linear warm-up; then a cosine
     c.optimizer.learning_rate = 1e-3
-    c.optimizer.final_learning_rate_ratio = 0.0  # as a share of `rate`, at the end of the cosine
+    c.optimizer.final_learning_rate_ratio = 0.0  # last learning rate as a share of the highest
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
-    c.optimizer.weight_decay = 0.05
-    c.optimizer.clip_norm = 1.0  # global norm of the gradient
-    c.optimizer.microbatches = 1  # microbatches a step
-    # (regular expression on a parameter's path, multiplier of the rate); the first match counts.
+    c.optimizer.weight_decay = 0.05  # of kernels only
+    c.optimizer.clip_norm = 1.0  # bound of the gradient's global norm
+    # Cut the batch of a step to save memory; the gradient stays that of the whole batch (GradCache).
+    c.optimizer.microbatches = 1
+    # (regular expression for a parameter's path, factor); the first match counts.
     c.optimizer.learning_rate_multipliers = ((".*", 1.0),)
 
-    c.mesh = ConfigDict()
-    c.mesh.data = -1  # -1: the devices that the other axes leave
+    c.mesh = ConfigDict()  # devices along each axis (docs/scale.md)
+    c.mesh.data = -1  # -1: all devices that the other axes leave
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
-    # (regular expression on a parameter's path, mesh axis of each of its dimensions or None).
+    # (regular expression for a parameter's path, mesh axis or None for each of its dimensions).
     c.mesh.rules = (
         (r".*/attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),
         (r".*/attention/out/kernel", ("tensor", None, "fsdp")),
@@ -168,14 +237,14 @@ def default() -> ConfigDict:
         (r".*/kernel", (None, "fsdp")),
     )
 
-    # The evaluated towers are (1 - interpolate) x trained + interpolate x as they were at step 0,
-    # where a checkpoint was loaded; it keeps zero-shot strength on other datasets.
     c.eval = ConfigDict()
+    # Evaluates (1 - interpolate) x trained + interpolate x published weights of the towers
+    # (WiSE-FT, arXiv 2109.01903), which keeps zero-shot accuracy on other datasets.
     c.eval.interpolate = 0.0
 
-    c.log_every = 10
-    c.checkpoint_every = 1_000  # steps; the last step is always kept
-    c.keep_checkpoints = 2  # checkpoints
+    c.log_every = 10  # steps
+    c.checkpoint_every = 1_000  # steps; the last step is always stored
+    c.keep_checkpoints = 2
     return c.lock()
 
 
@@ -187,3 +256,206 @@ def uses_descriptions(config: ConfigDict) -> bool:
 def uses_cycle(config: ConfigDict) -> bool:
     """Whether the ablation has Cross-action Invariance Mining."""
     return config.ablation in ("label+cycle", "full")
+
+
+def get(config: ConfigDict, field: str) -> Any:
+    """The value of a field written as `data.batch`."""
+    section, _, name = field.rpartition(".")
+    return (config[section] if section else config)[name]
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a whole config before anything is read.
+
+    Raises:
+      UserError: names the field, its value, and what it may be.
+    """
+    for field, allowed in CHOICES.items():
+        _check_choice(field, get(config, field), allowed)
+    for role in config.cycle.stop_gradient:
+        _check_choice("cycle.stop_gradient", role, STOP_GRADIENT)
+    for field in POSITIVE:
+        if not get(config, field) > 0:
+            raise UserError(f"config.{field}: {get(config, field)} must be more than 0")
+    if not config.data.name:
+        raise UserError("config.data.name: no dataset; give the name of a dataset that was built")
+    if config.protocol == "cross" and not config.data.test_name:
+        raise UserError("config.data.test_name: no dataset; protocol 'cross' needs one to test on")
+    if uses_descriptions(config) and not config.text.corpus:
+        raise UserError(
+            f"config.text.corpus: ablation {config.ablation!r} needs descriptions; name a corpus, or "
+            "set config.ablation='label'"
+        )
+    patterns = (*config.optimizer.learning_rate_multipliers, *config.mesh.rules)
+    for pattern, *_ in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config: {pattern!r} is not a regular expression: {error}") from error
+    _check_combinations(config)
+    _check_divisible(config)
+
+
+def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"config.{field}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _check_combinations(config: ConfigDict) -> None:
+    data, text, video = config.data, config.text, config.video_tower
+    published = video.weights or config.text_tower.weights
+    problems = {
+        "eval.interpolate: must be from 0 to 1": not 0 <= config.eval.interpolate <= 1,
+        "eval.interpolate: there are no published weights to interpolate with; set "
+        "config.video_tower.weights or config.text_tower.weights": (
+            config.eval.interpolate and not published
+        ),
+        "text.tokenizer: published weights need their own tokenizer; name it": (
+            config.text_tower.weights and not text.tokenizer
+        ),
+        f"text.tokenizer_style: {text.tokenizer_style!r} needs a published tokenizer; name one as "
+        "config.text.tokenizer, or set 'own'": text.tokenizer_style != "own" and not text.tokenizer,
+        "text_tower.pool: 'eos' needs a tokenizer whose end mark has the highest id; set "
+        "config.text.tokenizer_style='clip', or another pool": (
+            config.text_tower.pool == "eos" and text.tokenizer_style != "clip"
+        ),
+        "video_tower.pool: 'cls' pools one frame, and video_tower.temporal='tokens' pools all; set "
+        "'map', 'wide_map' or 'mean'": video.temporal == "tokens" and video.pool == "cls",
+        f"data.crop: {data.crop} is a share of the frame; at most 1": data.crop > 1,
+        "data.views: several views differ only with config.data.sampling='dense'": (
+            data.views > 1 and data.sampling != "dense"
+        ),
+        "model.lambda_invariant: L_invariant classifies all seen classes, and an episode has half of "
+        "them; choose another config.cycle.pool": (
+            config.model.lambda_invariant and config.cycle.pool == "episodic"
+        ),
+    }
+    for problem, is_true in problems.items():
+        if is_true:
+            raise UserError(f"config.{problem}")
+
+
+def _check_divisible(config: ConfigDict) -> None:
+    pairs = [
+        ("data.batch", "optimizer.microbatches"),
+        ("text_tower.width", "text_tower.heads"),
+        ("model.dim", "cycle.heads"),
+    ]
+    if config.video_tower.kind == "video":
+        pairs += [
+            ("video_tower.size", "video_tower.patch"),
+            ("video_tower.frames", "video_tower.tubelet"),
+            ("video_tower.width", "video_tower.heads"),
+        ]
+    for field, divisor in pairs:
+        if get(config, field) % get(config, divisor):
+            raise UserError(
+                f"config.{field}: {get(config, field)} is not a multiple of {divisor}, "
+                f"{get(config, divisor)}"
+            )
+
+
+# Fields that version 2 renamed: old name, new name.
+RENAMED_SECTIONS = {"video": "video_tower", "tower_text": "text_tower"}
+RENAMED_FIELDS = {
+    "keep": "keep_checkpoints",
+    "data.tested": "data.test_name",
+    "data.tested_splits": "data.test_splits",
+    "data.overlap": "data.shared_classes",
+    "text.style": "text.tokenizer_style",
+    "text.shuffle": "text.shuffle_descriptions",
+    "text.weights": "text_tower.weights",
+    "video_tower.trains": "video_tower.trainable",
+    "video_tower.cap": "video_tower.attention_logit_cap",
+    "video_tower.epsilon": "video_tower.norm_epsilon",
+    "video_tower.features": "video_tower.feature_dim",
+    "text_tower.trains": "text_tower.trainable",
+    "text_tower.cap": "text_tower.attention_logit_cap",
+    "text_tower.epsilon": "text_tower.norm_epsilon",
+    "cycle.frozen": "cycle.stop_gradient",
+    "cycle.learned": "cycle.learned_attention",
+    "optimizer.rate": "optimizer.learning_rate",
+    "optimizer.final_rate": "optimizer.final_learning_rate_ratio",
+    "optimizer.clip": "optimizer.clip_norm",
+    "optimizer.groups": "optimizer.learning_rate_multipliers",
+    "optimizer.accumulate": "optimizer.microbatches",
+}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as `{"data.batch": 64, ...}`, with lists for tuples, as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.loads(json.dumps(value))
+    return flat
+
+
+def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the field names of this version, flat as `flatten` gives it.
+
+    Fields that did not exist when it was stored get their defaults.
+
+    Raises:
+      UserError: it is of a later version.
+    """
+    version = stored.get("version", 1)
+    if version not in (1, VERSION):
+        raise UserError(
+            f"the config has version {version!r}, this coco_jax reads up to {VERSION}; update coco_jax"
+        )
+    flat = {}
+    for field, value in flatten(stored).items():
+        section, dot, name = field.partition(".")
+        if version == 1:
+            field = RENAMED_SECTIONS.get(section, section) + dot + name if dot else field
+            field = RENAMED_FIELDS.get(field, field)
+        flat[field] = value
+    return flatten(default().to_dict()) | flat | {"version": VERSION}
+
+
+def load_stored(stored: Mapping[str, Any], where: str) -> ConfigDict:
+    """The config that a run stored, migrated to this version and checked.
+
+    Args:
+      stored: the object of its config.json.
+      where: the file, for messages.
+
+    Raises:
+      UserError: it has unknown fields, values of a wrong type, or is of a later version.
+    """
+    config = default()
+    for field, value in migrate(stored).items():
+        section, _, name = field.rpartition(".")
+        try:
+            parent = config[section] if section else config
+            if name not in parent or isinstance(parent[name], ConfigDict):
+                raise KeyError(field)
+            parent[name] = _tuples(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: {field}={value!r} does not fit: {_reason(field, error)}"
+            ) from error
+    validate(config)
+    return config
+
+
+def _reason(field: str, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return no_such_field(field)
+    return " ".join(str(error).split())
+
+
+def no_such_field(field: str) -> str:
+    """What to say of a field that does not exist."""
+    known = list(flatten(default().to_dict()))
+    near = difflib.get_close_matches(field, known, 1, cutoff=0.5)
+    hint = f"; did you mean config.{near[0]}?" if near else ""
+    return f"there is no field config.{field}{hint}"
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that configs have."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

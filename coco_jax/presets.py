@@ -68,7 +68,8 @@ def video_tower(config: ConfigDict) -> VideoTowerConfig:
 
 def text_tower(config: ConfigDict) -> TextTowerConfig:
     """The text tower's architecture in a config."""
-    sizes = {"vocabulary": config.text.vocabulary, "length": config.text.length}
+    vocabulary = config.text.trained_vocabulary or config.text.vocabulary
+    sizes = {"vocabulary": vocabulary, "length": config.text.length}
     return TextTowerConfig(**sizes | _fields(TextTowerConfig, config.text_tower))
 
 

@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from coco_jax import sharding
-from coco_jax.compile import compile_steps, devices_of, show, size, walk
 from coco_jax.errors import UserError
 from coco_jax.training import chips
 from coco_jax.training.step import abstract_batch, make_program, model_flops
+from coco_jax.training.topologies import compile_steps, devices_of, show, size, walk
 
 MODULE = """HloModule jit_step, is_scheduled=true
 

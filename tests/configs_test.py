@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from coco_jax.config import default
-from coco_jax.data.task import validate
+from coco_jax.config import default, validate
 from coco_jax.main import run
 from coco_jax.sharding import make_mesh, path_of
 from coco_jax.training.step import make_program

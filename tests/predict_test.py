@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from coco_jax import main, predict
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError
+from coco_jax.evaluation.experiment import run as run_experiment
+from coco_jax.recognition import inputs
+from coco_jax.recognition.recognizer import Recognizer
 from tests.helpers import runs
 
 ACTIONS = ["applying eye makeup", "arm wrestling", "cleaning pool", "shooting basketball"]
@@ -21,13 +23,13 @@ def run(tmp_path_factory, data_dir):
 
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(data_dir, data__batch=16, mesh__data=8)
-    main.run(config, folder, "train", False)
+    run_experiment(config, folder, "train")
     return folder / "full/split1/seed0"
 
 
 @pytest.fixture(scope="module")
 def recognizer(run):
-    return predict.Recognizer.load(run)
+    return Recognizer.load(run)
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +101,41 @@ def test_the_command_prints_json_for_machines(run, video):
     assert row["actions"][0]["score"] >= row["actions"][1]["score"]
 
 
-def test_the_command_reports_a_bad_video_in_one_line(run, tmp_path):
+def test_bad_video_becomes_a_row_and_the_others_are_answered(run, video, tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"not a video at all")
     done = runs.call(
         runs.sys.executable, "-m", "coco_jax.predict", f"--checkpoint={run}",
-        f"--video={tmp_path / 'x.mp4'}", "--actions=a,b",
+        f"--video={tmp_path / 'x.mp4'}", f"--video={video}", "--actions=run,swim", "--json",
     )  # fmt: skip
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("coco_jax.predict: ") and "x.mp4: not a video" in line
+    assert done.returncode == 3, done.stderr
+    bad, good = json.loads(done.stdout)
+    assert "x.mp4: not a video" in bad["error"] and len(good["actions"]) == 2
+    assert "1 of 2 videos could not be read" in done.stderr
+    assert "its answers on real videos mean nothing" in done.stderr
+
+
+def test_actions_csv_is_read_by_its_column(tmp_path):
+    path = tmp_path / "actions.csv"
+    path.write_text("id,action\n1,juggling\n2,rope skipping\n")
+    assert inputs.read_actions(None, str(path)) == ["juggling", "rope skipping"]
+    path.write_text("id,name\n1,juggling\n")
+    with pytest.raises(UserError, match="no column 'action'"):
+        inputs.read_actions(None, str(path))
+
+
+def test_names_that_differ_in_case_only_are_refused():
+    with pytest.raises(UserError, match="listed twice: Yoga, yoga"):
+        inputs.read_actions("yoga, Yoga, run", None)
+
+
+def test_actions_without_a_known_token_are_refused(recognizer):
+    with pytest.raises(UserError, match="cannot read: '跳绳'"):
+        recognizer.embed_actions(["juggling", "跳绳"])
+
+
+def test_folder_above_runs_lists_them(run):
+    with pytest.raises(UserError, match=r"runs below it: .*full/split1/seed0"):
+        Recognizer.load(run.parents[2])
 
 
 @pytest.mark.parametrize(
@@ -124,12 +152,12 @@ def test_the_command_reports_a_bad_video_in_one_line(run, tmp_path):
 )
 def test_bad_candidates(listed, file, message):
     with pytest.raises(UserError, match=message):
-        predict.read_actions(listed, file)
+        inputs.read_actions(listed, file)
 
 
 def test_candidates_from_a_file(tmp_path):
     (tmp_path / "actions.txt").write_text("juggling\n\n  rope skipping\n")
-    assert predict.read_actions(None, str(tmp_path / "actions.txt")) == [
+    assert inputs.read_actions(None, str(tmp_path / "actions.txt")) == [
         "juggling",
         "rope skipping",
     ]
@@ -141,8 +169,8 @@ def test_descriptions_from_json_and_csv(tmp_path):
     (tmp_path / "d.csv").write_text(
         'action,description\njuggling,balls in the air\njuggling,"a clown, smiling"\nskipping,a rope\n'
     )
-    assert predict.read_descriptions(str(tmp_path / "d.json")) == want
-    assert predict.read_descriptions(str(tmp_path / "d.csv")) == want
+    assert inputs.read_descriptions(str(tmp_path / "d.json")) == want
+    assert inputs.read_descriptions(str(tmp_path / "d.csv")) == want
 
 
 @pytest.mark.parametrize(
@@ -153,7 +181,7 @@ def test_descriptions_from_json_and_csv(tmp_path):
 def test_bad_descriptions(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=rf"--descriptions=.*{name}"):
-        predict.read_descriptions(str(tmp_path / name))
+        inputs.read_descriptions(str(tmp_path / name))
 
 
 def test_an_action_without_description_is_named(recognizer, video):
@@ -162,5 +190,5 @@ def test_an_action_without_description_is_named(recognizer, video):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="no run there"):
-        predict.Recognizer.load(tmp_path)
+    with pytest.raises(UserError, match="not a run"):
+        Recognizer.load(tmp_path)

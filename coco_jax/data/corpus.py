@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from coco_jax.data.dataset import open_builder
+from coco_jax.data.dataset import normal_id, open_builder
 from coco_jax.data.tokenizers import Tokenizer
 from coco_jax.errors import UserError
 
@@ -19,10 +19,13 @@ class Corpus:
     video_ids: Mapping[str, tuple[str, ...]]  # "" where unknown; beside `texts`
 
     def without_videos(self, excluded: Iterable[str]) -> tuple["Corpus", int]:
-        """The corpus less the descriptions collected from these videos, and how many those were."""
-        excluded = set(excluded) - {""}
+        """The corpus without descriptions collected from these videos, and how many were removed.
+
+        Ids are compared in their normal form (`dataset.normal_id`).
+        """
+        excluded = set(map(normal_id, excluded)) - {""}
         keep = {
-            action: [i for i, video in enumerate(videos) if video not in excluded]
+            action: [i for i, video in enumerate(videos) if normal_id(video) not in excluded]
             for action, videos in self.video_ids.items()
         }
         left = Corpus(

@@ -13,9 +13,11 @@ Every builder in tfds_builders/ keeps the same contract:
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import os
 import pathlib
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +27,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from coco_jax.data.requirements import REQUIREMENTS, requirement
 from coco_jax.errors import UserError
 
 TFDS_SPLITS = ("train", "test", "rest")
+_FILE_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|mpe?g|flv|gif|jpe?g)$", re.IGNORECASE)
+_CLIP_TIMES = re.compile(r"_\d{6}_\d{6}$")  # seconds
 INDEX = "index.npz"  # beside the data: what `Records` knows without reading it
 
 
@@ -92,18 +97,21 @@ def open_builder(name: str, data_dir: str):
 
 
 def _missing(name: str, data_dir: str) -> str:
-    """What to do about a dataset that is not there: a line, or five where files must be fetched."""
-    command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
-    try:
-        from tfds_builders.build import needs
-
-        files = needs(name)
-    except ImportError:  # installed without the builders
-        files = None
-    if not files:
+    """What to do about a dataset that is not there: one line, or five if files must be fetched."""
+    built = sorted(path.name for path in pathlib.Path(data_dir).glob("[!.]*") if path.is_dir())
+    if name.partition("/")[0] not in REQUIREMENTS:
+        near = difflib.get_close_matches(name, [*REQUIREMENTS, *built], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         return (
-            f"dataset {name!r} is not in {data_dir}: build it with `{command}` (`make data` builds the "
-            "demo's), or set config.data.dir"
+            f"dataset {name!r} does not exist; {hint}{data_dir} has {', '.join(built) or 'none'}, and "
+            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}"
+        )
+    command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
+    files = requirement(name)
+    if files is None:
+        return (
+            f"dataset {name!r} is not in {data_dir} (config.data.dir): build it with `{command}`; "
+            "`make data` builds the demo's"
         )
     return (
         f"dataset {name!r} is not in {data_dir} (config.data.dir).\n"
@@ -231,6 +239,16 @@ def open_dataset(config: ConfigDict) -> Dataset:
     if config.protocol != "cross":
         return dataset
     return join(dataset, load(config.data.test_name, config.data.dir), config.data.shared_classes)
+
+
+def normal_id(video_id: str) -> str:
+    """A video id without what datasets add to it, so that equal videos have equal ids.
+
+    Removes the path, the file suffix, the prefix `v_` of ActivityNet and UCF101, and the clip
+    times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
+    """
+    name = _FILE_SUFFIX.sub("", video_id.replace("\\", "/").rpartition("/")[2])
+    return _CLIP_TIMES.sub("", name.removeprefix("v_"))
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:

@@ -1,8 +1,8 @@
-"""Records to batches with Grain: sample, decode, augment, batch, share among processes.
+"""Records to batches with Grain: sample, decode, augment, batch, split over processes.
 
-The order is a pure function of the seed: global batch n holds the same clips, augmented the same
-way, whatever the number of processes and workers, and wherever the run was taken up again. That holds
-for what takes the place of a video that cannot be decoded, too.
+The order depends only on the seed: global batch n has the same clips with the same augmentation for
+any number of processes and workers, and after a resume. The same is true of the clips that replace
+videos that cannot be decoded.
 """
 
 import dataclasses
@@ -20,15 +20,16 @@ from coco_jax.data import video as videos
 from coco_jax.data.dataset import Records
 from coco_jax.errors import UserError
 
-TRIES = 10  # videos of a class that are tried in the place of one that cannot be decoded
+TRIES = 10  # videos of the same class to try as replacements of one that cannot be decoded
 
 
 @dataclasses.dataclass
 class TrainClip:
-    """A clip for training; where the video cannot be decoded, one of another video of its class."""
+    """A training clip; a video that cannot be decoded is replaced by another of its class."""
 
     clip: "ClipReader"
-    peers: Mapping[int, Int[np.ndarray, " n"]]  # of each label, the records that may be shown
+    records: Records
+    peers: Mapping[int, Int[np.ndarray, " n"]]  # the training records of each label
     failed: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -37,19 +38,20 @@ class TrainClip:
         Raises:
           UserError: no video of the class can be decoded, of `TRIES` that were tried.
         """
-        # What a failing video drew from `rng` depends on what is known of it here already.
+        # How much a failing video draws from `rng` depends on whether it failed here before: undo it.
         untouched = rng.bit_generator.state
         if (found := self._attempt(index, rng)) is not None:
             return found | {"broken": -1}
         rng.bit_generator.state = untouched
-        peers = self.peers[int(self.clip.records.labels[index])]
+        records = self.records
+        peers = self.peers[int(records.labels[index])]
         order = rng.permutation(peers[peers != index])[:TRIES].tolist()
         untouched = rng.bit_generator.state
         for other in order:
             if (found := self._attempt(other, rng)) is not None:
                 return found | {"broken": index}
             rng.bit_generator.state = untouched
-        ids = ", ".join(self.clip.records.video_ids[i] for i in (index, *order))
+        ids = ", ".join(records.video_ids[i] for i in (index, *order))
         raise UserError(f"no video of one class can be decoded ({ids}); build the dataset again")
 
     def _attempt(self, index: int, rng: np.random.Generator) -> dict[str, Any] | None:
@@ -64,65 +66,94 @@ class TrainClip:
 
 @dataclasses.dataclass
 class ClipReader:
-    """Decodes one record into a clip of `config.video_tower.frames` square frames."""
+    """Reads clips of `config.video_tower.frames` square frames, for training and everything else.
 
-    records: Records
+    With `config.data.cache` decoded videos are kept in memory, in each process its own.
+    """
+
     config: ConfigDict
     training: bool
+    records: Records | None = None
     decoded: dict[int, tuple[np.ndarray, videos.VideoInfo]] = dataclasses.field(
         default_factory=dict
     )
 
     def __call__(self, index: int, rng: np.random.Generator, view: int = 0) -> dict[str, Any]:
-        """Record `index` as `{"video": uint8 T H W 3, "index": int}`; `view` matters in evaluation."""
-        video, data = self.config.video_tower, self.config.data
-        if video.kind == "features":
+        """Record `index` as `{"video": uint8 T H W 3, "index": int}`, or `{"video": float32 F, ...}`.
+
+        `view` selects a clip in evaluation; in training `rng` does.
+        """
+        assert self.records is not None
+        if self.config.video_tower.kind == "features":
             return {"video": np.float32(self.records[index]["features"]), "index": index}
-
-        def times(duration: float) -> np.ndarray:
-            if self.training and data.sampling == "random":
-                return videos.sample_times(video.frames, duration, "random", rng=rng)
-            if data.sampling == "dense":
-                return videos.sample_times(
-                    video.frames, duration, "dense", stride_seconds=data.stride,
-                    rng=rng if self.training else None, clip=view, num_clips=data.views,
-                )  # fmt: skip
-            return videos.sample_times(video.frames, duration, "uniform")
-
-        frames_THWC = self._frames(index, times)
-        return {"video": self._augment(frames_THWC, rng), "index": index}
-
-    def _frames(self, index: int, times) -> UInt8[np.ndarray, "T H W 3"]:
-        side = round(self.config.video_tower.size / self.config.data.crop)
         if self.config.data.cache:
             if index not in self.decoded:
-                record = self.records[index]
-                name = record["video_id"]
-                info = videos.probe(stored(record), name)
-                frames = videos.decode(stored(record), None, short_side=side, name=name)
-                self.decoded[index] = frames, info
+                self.decoded[index] = self._decode_all(self.records[index])
             frames, info = self.decoded[index]
-            return frames[videos.shown_at(info, times(info.duration))]
-        record = self.records[index]
+            frames_THWC = frames[videos.shown_at(info, self._times(info.duration, rng, view))]
+        else:
+            record = self.records[index]
+            frames_THWC = self._decode(stored(record), record["video_id"], rng, view)
+        return {"video": self._augment(frames_THWC, rng), "index": index}
+
+    def read(self, video: videos.Video, view: int = 0) -> UInt8[np.ndarray, "T H W 3"]:
+        """A clip of a video file or of its bytes, as in evaluation.
+
+        Raises:
+          VideoError: it cannot be decoded.
+        """
+        rng = np.random.default_rng(0)  # evaluation draws nothing from it
+        return self._augment(self._decode(video, None, rng, view), rng)
+
+    def _times(self, duration: float, rng: np.random.Generator, view: int) -> np.ndarray:
+        data, frames = self.config.data, self.config.video_tower.frames
+        if self.training and data.sampling == "random":
+            return videos.sample_times(frames, duration, "random", rng=rng)
+        if data.sampling == "dense":
+            return videos.sample_times(
+                frames,
+                duration,
+                "dense",
+                stride_seconds=data.stride,
+                rng=rng if self.training else None,
+                clip=view,
+                num_clips=data.views,
+            )
+        return videos.sample_times(frames, duration, "uniform")
+
+    @property
+    def _short_side(self) -> int:
+        return round(self.config.video_tower.size / self.config.data.crop)
+
+    def _decode_all(self, record: dict[str, Any]) -> tuple[np.ndarray, videos.VideoInfo]:
+        name = record["video_id"]
+        info = videos.probe(stored(record), name)
+        return videos.decode(stored(record), None, short_side=self._short_side, name=name), info
+
+    def _decode(
+        self, video: videos.Video, name: str | None, rng: np.random.Generator, view: int
+    ) -> UInt8[np.ndarray, "T H W 3"]:
         return videos.decode(
-            stored(record), lambda info: times(info.duration), short_side=side,
-            name=record["video_id"],
-        )  # fmt: skip
+            video,
+            lambda info: self._times(info.duration, rng, view),
+            short_side=self._short_side,
+            name=name,
+        )
 
     def _augment(
         self, frames_THWC: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "T H W 3"]:
-        """A random window, mirror image and colours in training; else the centre as it is."""
+        """A random crop, mirror image and colours in training; otherwise the centre crop."""
         size, data = self.config.video_tower.size, self.config.data
-        room = np.array(frames_THWC.shape[1:3]) - size
-        top, left = (rng.integers(room + 1) if self.training else room // 2).tolist()
+        margin = np.array(frames_THWC.shape[1:3]) - size
+        top, left = (rng.integers(margin + 1) if self.training else margin // 2).tolist()
         clip = frames_THWC[:, top : top + size, left : left + size]
         if not self.training:
             return clip
         if data.flip and rng.random() < 0.5:
             clip = clip[:, :, ::-1]
         if data.color:
-            # Channels swapped, stretched and shifted alike over the clip: hue, contrast, light.
+            # The same change for the whole clip: swapped channels, contrast, brightness.
             clip = clip[..., rng.permutation(3)] if rng.random() < data.color else clip
             gain, shift = (
                 1 + data.color * rng.uniform(-0.5, 0.5, 3),
@@ -134,23 +165,23 @@ class ClipReader:
 
 
 def stored(record: dict[str, Any]) -> bytes | videos.Frames:
-    """The video in a record, whichever way it is kept."""
+    """The video of a record: encoded bytes, or JPEG frames."""
     if "frames" in record:
         return videos.Frames(tuple(record["frames"]), float(record["fps"]))
     return record["video"]
 
 
 def _ignore_signals(worker: int, workers: int) -> None:
-    """The process that workers belong to decides when they end: it may have a step to save."""
+    """Worker processes ignore signals: their parent ends them after it has saved."""
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader:
-    """An endless stream of this process's share of the global batches, starting at any of them.
+    """An endless stream of this process's share of the global batches, from any batch on.
 
-    `broken` are the records that could not be decoded so far, each logged once.
+    `broken` has the records that could not be decoded so far; each is logged once.
     """
 
     def __init__(
@@ -164,7 +195,8 @@ class TrainLoader:
         processes: int = 1,
     ):
         self.next_batch, self.broken = start, set[int]()
-        self._clip = ClipReader(records, config, training=True)
+        self._records = records
+        self._clip = ClipReader(config, training=True, records=records)
         labels_N = records.labels[indices]
         peers = {int(label): indices[labels_N == label] for label in np.unique(labels_N)}
         share = config.data.batch // processes
@@ -173,7 +205,7 @@ class TrainLoader:
             .seed(config.seed)
             .shuffle()
             .repeat()
-            .random_map(TrainClip(self._clip, peers))
+            .random_map(TrainClip(self._clip, records, peers))
             .batch(share)
         )
         # Sub-batch i belongs to process i mod P: together they are one global batch, in order.
@@ -198,18 +230,18 @@ class TrainLoader:
         for index in set(batch["broken"].tolist()) - self.broken - {-1}:
             self.broken.add(index)
             logging.warning(
-                "%s; another video of its class takes its place (%d such so far)",
+                "%s; it is replaced by another video of its class (%d replaced so far)",
                 self._reason(index), len(self.broken),
             )  # fmt: skip
         return batch
 
     def _reason(self, index: int) -> str:
-        """Why a video cannot be decoded; who found out may have been another process."""
+        """Why a video cannot be decoded; a worker process may have found out."""
         try:
             self._clip(index, np.random.default_rng(0))
         except videos.VideoError as error:
             return str(error)
-        return f"{self._clip.records.video_ids[index]}: could not be decoded"
+        return f"{self._records.video_ids[index]}: could not be decoded"
 
 
 def evaluation_batches(
@@ -228,7 +260,7 @@ def evaluation_batches(
     """
     share = config.data.batch // processes
     filled = np.concatenate([indices, np.repeat(indices[-1:], -len(indices) % config.data.batch)])
-    clip = clip or ClipReader(records, config, training=False)
+    clip = clip or ClipReader(config, training=False, records=records)
     clips = (
         grain.MapDataset.source(filled.tolist()).seed(0).random_map(_View(clip, view)).batch(share)
     )[process::processes]

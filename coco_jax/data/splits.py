@@ -1,4 +1,4 @@
-"""Who is seen, who is not, which videos go where; and the rules that no run may break."""
+"""Seen and unseen classes and their videos under each protocol, and the rules against leaks."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,20 +8,21 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from coco_jax.data.dataset import Dataset, select
+from coco_jax.data.dataset import Dataset, normal_id, select
 from coco_jax.errors import UserError
 
 
 class LeakError(AssertionError):
-    """A rule of zero-shot evaluation is broken: a bug in this code or in a builder, not of the user."""
+    """A rule of zero-shot evaluation is broken: a bug in this code or in a builder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """One of several test sets of a cross-dataset run: some unseen classes, some of their videos."""
+    """One of several test sets of a cross-dataset run: its classes and its videos."""
 
     classes: tuple[str, ...]
     records: Int[np.ndarray, " N"]
+    official: bool = False  # whether it is an official test list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Plan:
 
 
 def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
-    """Picks classes and videos by `config.protocol` and its split, and checks the rules.
+    """Chooses classes and videos for `config.protocol` and the split, and checks the rules.
 
     Raises:
       UserError: the dataset has no such split, or too few seen classes to hold some out.
@@ -71,9 +72,9 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
                 f"classes cannot be held out; choose 1 to {len(seen) - 2}"
             )
         rng = np.random.default_rng([ord(c) for c in f"validation/{config.split}"])
-        held = set(rng.permutation(len(seen))[: config.validation_classes])
-        unseen = tuple(name for i, name in enumerate(seen) if i in held)
-        seen = tuple(name for i, name in enumerate(seen) if i not in held)
+        held_out = set(rng.permutation(len(seen))[: config.validation_classes])
+        unseen = tuple(name for i, name in enumerate(seen) if i in held_out)
+        seen = tuple(name for i, name in enumerate(seen) if i not in held_out)
     records = dataset.records
     of_seen = np.isin(records.labels, select(dataset.classes, seen))
     splits = np.array(records.splits)
@@ -87,7 +88,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
 
 
 def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
-    """Every seen class and all its training videos; the tested splits' classes and videos."""
+    """All seen classes and their training videos; the classes and videos of the test splits."""
     records, subsets = dataset.records, {}
     for name in config.data.test_splits:
         split = _split(dataset, name, "data.test_splits")
@@ -96,7 +97,8 @@ def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
             if records.official is None:
                 raise UserError(f"{dataset.name}: has no official test lists; build it again")
             tested &= records.official[:, number - 1]
-        subsets[name] = Subset(tuple(split["unseen"]), np.flatnonzero(tested))
+        is_official = bool(split.get("official"))
+        subsets[name] = Subset(tuple(split["unseen"]), np.flatnonzero(tested), is_official)
     if not subsets:
         raise UserError("config.data.test_splits: names no split; give one, e.g. ('1', '2', '3')")
     chosen = {name for subset in subsets.values() for name in subset.classes}
@@ -123,7 +125,11 @@ def _split(dataset: Dataset, name: str, field: str) -> Mapping[str, Any]:
 
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:
-    """No class is seen and unseen; no video of an unseen class, and none tested, is trained on."""
+    """Checks the rules: no class is both seen and unseen, and no tested video is trained on.
+
+    Raises:
+      LeakError: a rule is broken.
+    """
     both = set(plan.seen) & set(plan.unseen)
     if both:
         raise LeakError(f"classes are seen and unseen at once: {sorted(both)}")
@@ -140,16 +146,24 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
 
 
 def check_texts(description_videos: Iterable[str], tested: Sequence[str]) -> None:
-    """No description that is used was collected from a video that is tested."""
-    shared = set(description_videos) & set(tested)
+    """Checks that no description was collected from a tested video, however its id is written.
+
+    Raises:
+      LeakError: one was.
+    """
+    shared = set(map(normal_id, description_videos)) & set(map(normal_id, tested)) - {""}
     if shared:
         raise LeakError(f"descriptions come from tested videos: {sorted(shared)[:5]}")
 
 
 def check_final(step: int, config: ConfigDict) -> None:
-    """Test classes are looked at once, by the last step's parameters: nothing is selected on them."""
+    """Checks that test classes are evaluated only after the last step: nothing is selected on them.
+
+    Raises:
+      LeakError: training has not ended.
+    """
     if config.protocol != "validation" and step != config.optimizer.steps:
         raise LeakError(
-            f"the test classes were asked for at step {step} of {config.optimizer.steps}; "
-            "choose on config.protocol='validation'"
+            f"evaluation on the test classes at step {step} of {config.optimizer.steps}; "
+            "use config.protocol='validation' before the end of training"
         )

@@ -1,9 +1,9 @@
-"""The description bank: what a frozen text tower made of every text, once, on disk.
+"""A cache on disk of the features that a frozen text tower gives for each text.
 
-A bank is a folder named by its key, a hash of the tower's parameters and shape, the tokenizer and
-the texts' length. In it lie `features.npy` (bfloat16, kept as uint16, memory-mapped) and
-`digests.npy` (a 64-bit hash of each text, row by row). A text that is not in it is noticed and
-made; nothing stale can be drawn, since another tower, tokenizer or text has another hash.
+A cache is a folder named by its key, a hash of the tower's parameters and architecture, the tokenizer
+and the length of texts. It holds `features.npy` (bfloat16, stored as uint16, memory-mapped) and
+`digests.npy` (a 64-bit hash of the text of each row). Texts that are missing are encoded and added.
+A changed tower, tokenizer or text has another hash, so stale features are never used.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from coco_jax.data.corpus import DescriptionSampler, check_described
 from coco_jax.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FEATURES, DIGESTS, ABOUT = "features.npy", "digests.npy", "bank.json"
+FEATURES, DIGESTS, ABOUT = "features.npy", "digests.npy", "about.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class TextFeatureCache:
 
     @classmethod
     def open(cls, folder: pathlib.Path) -> "TextFeatureCache":
-        """Opens a bank's folder.
+        """Opens a folder.
 
         Raises:
-          UserError: it is damaged.
+          UserError: the cache is damaged.
         """
         try:
             stored = np.lib.format.open_memmap(folder / FEATURES, "r")
@@ -50,12 +50,12 @@ class TextFeatureCache:
                 raise ValueError(f"{len(digests_N)} digests for features {stored.shape}")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{folder}: a damaged description bank ({error}); remove the folder, it is made again"
+                f"{folder}: the text feature cache is damaged ({error}); remove the folder and run again to rebuild it"
             ) from error
         return cls(stored.view(BFLOAT16), digests_N, np.argsort(digests_N, kind="stable"))
 
     def rows(self, digests_X: UInt64[np.ndarray, " X"]) -> Int[np.ndarray, " X"]:
-        """The row of each digest; -1 for those that are not there."""
+        """The row of each digest; -1 if it is missing."""
         if not len(self.digests_N):
             return np.full(len(digests_X), -1)
         sorted_N = self.digests_N[self.order_N]
@@ -63,42 +63,48 @@ class TextFeatureCache:
         return np.where(sorted_N[at_X] == digests_X, self.order_N[at_X], -1)
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
-        """The features of some texts, bfloat16 `X W`; all must be there."""
-        return self.features_NW[self._all(texts)]
+        """The features of texts, bfloat16 `X W`.
 
-    def bank(self, texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> "FeatureSampler":
-        """The descriptions of `classes`, class after class.
+        Raises:
+          KeyError: a text is missing.
+        """
+        return self.features_NW[self._rows_of(texts)]
+
+    def sampler(
+        self, texts: Mapping[str, Sequence[str]], classes: Sequence[str]
+    ) -> "FeatureSampler":
+        """A sampler of the descriptions of `classes`.
 
         Raises:
           UserError: a class has no description.
         """
         check_described(texts, classes)
-        rows = [self._all(texts[name]) for name in classes]
+        rows = [self._rows_of(texts[name]) for name in classes]
         counts_K = np.array([len(x) for x in rows], np.int64)
         return FeatureSampler(self.features_NW, np.concatenate([np.zeros(0, int), *rows]), counts_K)
 
-    def _all(self, texts: Sequence[str]) -> Int[np.ndarray, " X"]:
+    def _rows_of(self, texts: Sequence[str]) -> Int[np.ndarray, " X"]:
         rows_X = self.rows(digests(texts))
         if (rows_X < 0).any():
-            raise KeyError(f"{int((rows_X < 0).sum())} texts are not in the bank")
+            raise KeyError(f"{int((rows_X < 0).sum())} texts are not in the cache")
         return rows_X
 
 
 class FeatureSampler(DescriptionSampler):
-    """Descriptions drawn as the frozen tower's features, straight from the mapped file."""
+    """Draws descriptions as features, directly from the memory-mapped file."""
 
     def __init__(
         self,
         features_NW: np.ndarray,
-        place_X: Int[np.ndarray, " X"],
+        row_X: Int[np.ndarray, " X"],
         counts_K: Int[np.ndarray, " K"],
     ):
         super().__init__(features_NW, counts_K)
-        self.place_X = place_X
+        self.row_X = row_X
 
     def _take(self, places_KM: Int[np.ndarray, "K M"]) -> np.ndarray:
-        # Through uint16: NumPy copies whole rows of its own types, extension types one by one.
-        rows_KM = self.place_X[places_KM]
+        # As uint16: NumPy copies rows of its own types at once, but extension types one by one.
+        rows_KM = self.row_X[places_KM]
         return self.rows_N.view(np.uint16)[rows_KM].view(BFLOAT16)
 
 
@@ -109,7 +115,7 @@ def digests(texts: Sequence[str]) -> UInt64[np.ndarray, " X"]:
 
 
 def key(parts: Sequence[bytes]) -> str:
-    """The name of a bank: a hash of all that its features depend on but the texts."""
+    """The name of a cache: a hash of everything but the texts that its features depend on."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little") + part)
@@ -125,18 +131,18 @@ def fill(
     batch: int = 1024,
     about: Mapping[str, str] | None = None,
 ) -> TextFeatureCache:
-    """The bank in `folder`, with every text in it; those that were missing are encoded.
+    """Opens the cache in `folder` after encoding and adding the texts that are missing.
 
     Args:
-      folder: the bank's, named by its key.
+      folder: of the cache, named by its key.
       texts: any number, repeats allowed.
-      encode: texts, `batch` at most, to float features `X W`.
+      encode: a function from at most `batch` texts to float features `X W`.
       width: W.
-      batch: texts at once.
-      about: what to note in bank.json beside the counts.
+      batch: texts in each call of `encode`.
+      about: noted in about.json beside the counts.
 
     Raises:
-      UserError: the bank is damaged, or its disk is full.
+      UserError: the cache is damaged, or its disk is full.
     """
     store = TextFeatureCache.open(folder) if folder.is_dir() else _empty(width)
     digests_X = digests(texts)
@@ -146,8 +152,7 @@ def fill(
     if not missing:
         return store
     had = len(store.digests_N)
-    state = f"has {had:,} of {had + len(missing):,} texts" if had else f"{len(missing):,} texts"
-    print(f"description bank {folder}: {state}; encoding the others once", file=sys.stderr)
+    print(f"text features {folder}: encoding {len(missing):,} texts once", file=sys.stderr)
     try:
         with _replacing(folder) as partial:
             out = np.lib.format.open_memmap(
@@ -168,8 +173,8 @@ def fill(
             (partial / ABOUT).write_text(json.dumps(note, indent=1) + "\n")
     except OSError as error:
         raise UserError(
-            f"{folder}: the description bank cannot be written ({error.strerror}); it takes "
-            f"{2 * width * (had + len(missing)) / 1e9:.1f} GB there; make room, or set config.data.dir"
+            f"{folder}: the text feature cache cannot be written ({error.strerror}); it takes "
+            f"{2 * width * (had + len(missing)) / 1e9:.1f} GB there; free some space, or set config.data.dir"
         ) from error
     return TextFeatureCache.open(folder)
 
@@ -182,7 +187,7 @@ def _empty(width: int) -> TextFeatureCache:
 
 @contextlib.contextmanager
 def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `folder` that takes its place when it is whole."""
+    """A temporary folder beside `folder`, which replaces it when the block ends."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -192,7 +197,7 @@ def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             folder.rename(old)
         try:
             partial.rename(folder)
-        except OSError:  # another process was quicker with the same texts
+        except OSError:  # another process has just written the same texts
             if not folder.is_dir():
                 raise
         shutil.rmtree(old, ignore_errors=True)

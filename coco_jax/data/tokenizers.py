@@ -32,6 +32,14 @@ class Tokenizer:
         """How many ids there are."""
         return self._pieces.vocab_size()
 
+    def unknown_texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts of which the tokenizer knows no piece at all: they would all look alike."""
+        unknown = self._pieces.unk_id()
+        encoded = zip(texts, self._pieces.encode(list(texts)), strict=True)
+        blank = self._pieces.encode("")
+        space = {piece for piece in range(self.size) if self._pieces.id_to_piece(piece) == "▁"}
+        return [t for t, ids in encoded if not set(ids) - {unknown, *blank} - space]
+
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:
         """Encodes texts as int32 ids; longer ones are cut, their end mark kept."""
         ids_NL = np.full((len(texts), self.length), PAD, np.int32)
@@ -168,6 +176,18 @@ class PublishedTokenizer(Tokenizer):
         if hasattr(self, "_json"):
             return self._json.get_vocab_size(with_added_tokens=True)
         return super().size
+
+    def unknown_texts(self, texts: Sequence[str]) -> list[str]:
+        """None: published tokenizers fall back to bytes or characters, or have an unknown token."""
+        if not hasattr(self, "_json"):
+            return super().unknown_texts(texts)
+        unknown = getattr(self._json.model, "unk_token", None)
+        if unknown is None:
+            return []
+        encoded = zip(
+            texts, self._json.encode_batch(list(texts), add_special_tokens=False), strict=True
+        )
+        return [text for text, ids in encoded if set(ids.tokens) <= {unknown}]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if hasattr(self, "_json"):

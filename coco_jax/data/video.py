@@ -1,13 +1,16 @@
-"""Video files to frames, with PyAV. Files are hostile: whatever they hold ends in frames or one line.
+"""Video files to frames, with PyAV. Any file gives frames or a one-line error, also a hostile one.
 
-A file is demuxed once, without decoding, which tells each frame's time whatever its header says;
-then only what lies between a keyframe and the frames that are wanted is decoded.
+A file is demuxed once without decoding, which gives the time of each frame whatever the header says.
+Then only the frames between a keyframe and the requested frames are decoded.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,20 +21,47 @@ from PIL import Image
 
 from coco_jax.errors import UserError
 
-# Containers of recorded video. Playlists (HLS, concat), which name other files, are not among
-# them, and neither are pictures; FFmpeg asks no other demuxer.
-FORMATS = (
-    "3gp,asf,avi,flv,h264,hevc,ivf,m4v,matroska,mov,mp4,mpeg,mpegts,mpegvideo,mxf,ogg,rm,webm,wtv,y4m"
-    ",yuv4mpegpipe,mov\\,mp4\\,m4a\\,3gp\\,3g2\\,mj2,matroska\\,webm"
+# Demuxers that open other files, devices or addresses than the one they are given (playlists,
+# sequences of numbered images, capture devices, subtitles and metadata that name files).
+OPENS_OTHERS = re.compile(
+    r"(hls|applehttp|dash|concatf?|image2|.*_pipe|imf|sdp|rtsp|rtp|sap|rtmp.*|mmst?|ftp|tee|ffmetadata"
+    r"|alsa|pulse|oss|v4l2|video4linux2|fbdev|lavfi|jack|kmsgrab|x11grab|xcbgrab|dshow|gdigrab|avfoundation"
+    r"|decklink|libcdio|libdc1394|iec61883|sndio|openal|bktr|android_camera|vapoursynth|avisynth|gxf"
+    r"|webm_dash_manifest|live_flv|libopenmpt|libgme|libmodplug|tedcaptions|ism|smoothstreaming)"
 )
+
+
+@functools.cache
+def allowed_demuxers() -> str:
+    """FFmpeg's `format_whitelist`: every demuxer of this build but those that open other files.
+
+    An animated GIF is a video; other pictures are not (their demuxers end in `_pipe`).
+    """
+    # A demuxer with several names is only found by its full list, whose commas must be escaped.
+    names = [name for name in av.formats_available if av_is_input(name)]
+    allowed = [n for n in names if not any(map(OPENS_OTHERS.fullmatch, n.split(",")))]
+    full = [av.ContainerFormat(name, "r").name for name in allowed]
+    return ",".join(sorted({*allowed, *(name.replace(",", "\\,") for name in full)}))
+
+
+def av_is_input(name: str) -> bool:
+    """Whether FFmpeg can read a format, not only write it."""
+    try:
+        return av.ContainerFormat(name, "r").is_input
+    except ValueError:
+        return False
+
+
 SEEKABLE = ("mov", "matroska")  # containers whose index takes one to any frame exactly
+MIN_FRAMES = 2  # one frame shows no action
 MAX_SIDE = 16_384  # pixels
+MAX_MISSING = 0.01  # share of the frames promised by the header
 MAX_BYTES = 4 << 30  # of decoded frames
-av.logging.set_level(av.logging.PANIC)  # what libav finds wrong comes back as an error
+av.logging.set_level(av.logging.PANIC)  # libav's messages come back as exceptions
 
 
 class Frames(NamedTuple):
-    """A video kept as JPEG images, evenly spaced, `fps` a second."""
+    """A video stored as JPEG images, `fps` a second."""
 
     images: tuple[bytes, ...]
     fps: float
@@ -46,7 +76,7 @@ class VideoError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds: frames that can be decoded, their pace, their size as stored in pixels."""
+    """Number, rate, times and stored size of the frames of a video."""
 
     frames: int
     fps: float
@@ -69,20 +99,19 @@ class _Opened:
     keys_K: Int[np.ndarray, " K"]
 
 
-def probe(video: Video, name: str | None = None, *, min_frames: int = 2) -> VideoInfo:
-    """Reads what a video holds without decoding it.
+def probe(video: Video, name: str | None = None) -> VideoInfo:
+    """Reads the properties of a video without decoding it.
 
     Args:
       video: an encoded file's bytes, its path, or its frames.
-      name: what errors call it; by default its path.
-      min_frames: fewer are an error, as one frame shows no action.
+      name: for messages; by default the path.
 
     Raises:
       VideoError: it is missing, empty, no video, truncated or too short.
     """
     if isinstance(video, Frames):
         return _probe_frames(video, name or "<frames>")
-    with _opened(video, name, min_frames) as opened:
+    with _opened(video, name) as opened:
         return opened.info
 
 
@@ -96,7 +125,7 @@ def sample_times(
     num_clips: int = 1,
     rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, " T"]:
-    """Times in seconds, ascending, at which to look at a video of `duration` seconds.
+    """Ascending times in seconds at which to sample a video of `duration` seconds.
 
     Args:
       num_frames: how many, T.
@@ -131,8 +160,8 @@ def sample_times(
 
 
 def shown_at(info: VideoInfo, times_T: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
-    """The index of the frame shown at each time (seconds); past the end, the last one."""
-    # A little grace: a time that was computed from a frame's own must find that frame.
+    """The index of the frame at each time (seconds); the last frame for times past the end."""
+    # A tolerance: a time computed from the time of a frame must find that frame.
     found_T = np.searchsorted(info.starts, np.asarray(times_T) + 1e-6, side="right") - 1
     return found_T.clip(0, info.frames - 1)
 
@@ -144,9 +173,8 @@ def decode(
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
     name: str | None = None,
-    min_frames: int = 2,
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """The frames that are shown at some times, as RGB.
+    """Decodes the frames at given times, as RGB.
 
     Args:
       video: an encoded file's bytes, its path, or its frames.
@@ -154,8 +182,7 @@ def decode(
         last frame. Or a function of the VideoInfo that gives them. None: every frame.
       short_side: scale to this many pixels on the shorter side, keeping the aspect ratio.
       size: scale to (height, width) instead.
-      name: what errors call it; by default its path.
-      min_frames: fewer are an error.
+      name: for messages; by default the path.
 
     Raises:
       VideoError: it is missing, empty, no video, truncated, damaged, too short or too big.
@@ -166,13 +193,13 @@ def decode(
         index_T, height, width = _wanted(info, times, short_side, size, name)
         shown = {i: _picture(video.images[i], height, width, name) for i in set(index_T.tolist())}
         return np.stack([shown[index] for index in index_T.tolist()])
-    with _opened(video, name, min_frames) as opened:
+    with _opened(video, name) as opened:
         index_T, height, width = _wanted(opened.info, times, short_side, size, opened.name)
         wanted = set(index_T.tolist())
         frames: dict[int, np.ndarray] = {}
         for index, frame in _decoded(opened, sorted(wanted)):
             if index in wanted:
-                # Stored lying on its side: a size that was asked for is of the picture upright.
+                # The video is stored rotated: the requested size is that of the upright picture.
                 flipped = size is not None and round(frame.rotation / 90) % 2
                 h, w = (width, height) if flipped else (height, width)
                 rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
@@ -230,7 +257,7 @@ def _wanted(
 
 
 def _probe_frames(video: Frames, name: str) -> VideoInfo:
-    """What is known of frames from the first one's header."""
+    """The properties of JPEG frames, from the header of the first."""
     if not video.images or not video.fps > 0:
         raise VideoError(f"{name}: holds no frame; build the dataset again")
     with _opened_picture(video.images[0], name) as image:
@@ -258,13 +285,11 @@ def _opened_picture(data: bytes, name: str) -> Iterator[Image.Image]:
                 )
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{name}: a frame is no whole JPEG ({error}); build it again") from error
+        raise VideoError(f"{name}: corrupt JPEG frame ({error}); build it again") from error
 
 
 @contextlib.contextmanager
-def _opened(
-    video: bytes | str | os.PathLike[str], name: str | None, min_frames: int
-) -> Iterator[_Opened]:
+def _opened(video: bytes | str | os.PathLike[str], name: str | None) -> Iterator[_Opened]:
     """Opens and indexes a file; libav's errors inside become a VideoError."""
     source: BinaryIO
     if isinstance(video, bytes):
@@ -273,6 +298,9 @@ def _opened(
     else:
         name = name or os.fspath(video)
         try:
+            # Checked before it is opened: opening a FIFO would wait for a writer.
+            if not stat.S_ISREG(os.stat(video).st_mode):
+                raise VideoError(f"{name}: not a regular file; name a video file")
             source = open(video, "rb")  # noqa: SIM115
             empty = not os.path.getsize(video)
         except OSError as error:
@@ -281,9 +309,15 @@ def _opened(
         if empty:
             raise VideoError(f"{name}: the file is empty; fetch or record it again")
         try:
-            # Given a stream, not a name: libav itself opens nothing.
-            with av.open(stream, options={"format_whitelist": FORMATS}) as container:
-                yield _index(name, container, min_frames)
+            # A stream, not a name: libav opens no file.
+            with av.open(
+                stream,
+                options={
+                    "format_whitelist": allowed_demuxers(),
+                    "protocol_whitelist": "none",  # the stream is open already; nothing else may be
+                },
+            ) as container:
+                yield _index(name, container)
         except (av.FFmpegError, ValueError, EOFError, IndexError) as error:
             what = getattr(error, "strerror", None) or str(error)
             raise VideoError(
@@ -292,8 +326,8 @@ def _opened(
             ) from error
 
 
-def _index(name: str, container: Any, min_frames: int) -> _Opened:
-    """Reads a container's packets for what its frames are, and checks it."""
+def _index(name: str, container: Any) -> _Opened:
+    """Reads the packets of a container to find its frames, and checks them."""
     if not container.streams.video:
         raise VideoError(f"{name}: has no video stream; give a file with pictures, not sound alone")
     stream = container.streams.video[0]
@@ -309,7 +343,8 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
         if p.size
     ]
     promised, found = stream.frames, len(packets)
-    if promised and found < promised - 1:
+    # Headers are often off by a few frames; a file that was cut short lacks a good part.
+    if promised and found < (1 - MAX_MISSING) * promised - 1:
         raise VideoError(
             f"{name}: truncated, it holds {found} of {promised} frames; fetch it again"
         )
@@ -318,10 +353,10 @@ def _index(name: str, container: Any, min_frames: int) -> _Opened:
     count = len(pts)
     timed = None not in pts and len(set(pts)) == len(pts)
     timed = timed and container.format.name.startswith(SEEKABLE)
-    if count < min_frames:
+    if count < MIN_FRAMES:
         raise VideoError(
             f"{name}: has {count} frame{'s' * (count != 1)}; an action needs motion, give a video of "
-            f"at least {min_frames}"
+            f"at least {MIN_FRAMES}"
         )
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     duration = count / fps

@@ -1,4 +1,4 @@
-"""A trained model's figures under a protocol: zero-shot, and generalised zero-shot."""
+"""Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from coco_jax.data.loader import ClipReader, evaluation_batches
-from coco_jax.data.splits import check_final
+from coco_jax.data.splits import Plan, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import metrics
@@ -19,10 +19,10 @@ from coco_jax.training.text_features import with_features
 def embed_videos(
     program: Program, params: Params, task: Task, indices_N: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N D"]:
-    """Unit vectors of records, the mean over `config.data.views` clips of each."""
-    clip = ClipReader(task.dataset.records, task.config, training=False)
+    """Unit vectors of records: the mean over `config.data.views` clips of each."""
+    clip = ClipReader(task.config, training=False, records=task.dataset.records)
     share = {"process": jax.process_index(), "processes": jax.process_count(), "clip": clip}
-    place = {int(index): n for n, index in enumerate(indices_N)}
+    row = {int(index): n for n, index in enumerate(indices_N)}
     total_ND = np.zeros((len(indices_N), task.config.model.dim), np.float32)
     for view in range(task.config.data.views):
         found_ND = np.full_like(total_ND, np.nan)
@@ -30,9 +30,9 @@ def embed_videos(
             task.dataset.records, indices_N, task.config, view, **share
         ):
             v_BD = program.embed_videos(params, global_batch(program.mesh, batch["video"]))
-            # The mesh decides which process holds which rows: each row says whose it is.
+            # The mesh decides which process has which rows, so each row comes with its record.
             index_B = program.gather(global_batch(program.mesh, batch["index"].astype(np.int32)))
-            found_ND[[place[i] for i in np.asarray(index_B).tolist()]] = np.asarray(v_BD)
+            found_ND[[row[i] for i in np.asarray(index_B).tolist()]] = np.asarray(v_BD)
         total_ND += found_ND
     return total_ND / np.linalg.norm(total_ND, axis=1, keepdims=True)
 
@@ -40,12 +40,12 @@ def embed_videos(
 def embed_candidates(
     program: Program, params: Params, task: Task
 ) -> tuple[jax.Array, np.ndarray | None, np.ndarray | None]:
-    """l_c and d_cm of the candidates, seen classes first, and which descriptions exist."""
+    """l_c and d_cm of the candidates, seen classes first, and the mask of the descriptions."""
     labels_KPL, ids_KML, mask_KM = task.candidate_texts()
     l_KD = program.embed_labels(params, labels_KPL)
     if ids_KML is None:
         return l_KD, None, None
-    # A class at a time keeps a thousand classes' worth of activations out of memory.
+    # One class at a time: the activations of a thousand classes would not fit into memory.
     d_KMD = np.stack(
         [np.asarray(program.embed_texts(params, ids_ML[None])[0]) for ids_ML in ids_KML]
     )
@@ -63,10 +63,11 @@ def score_records(
 
 
 def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
-    """All figures of one run, ready for JSON; accuracies are fractions.
+    """All metrics of one run, ready for JSON; accuracies are fractions.
 
     Raises:
-      LeakError: test classes are asked for before training has ended.
+      LeakError: training has not ended.
+      UserError: scores are not finite.
     """
     check_final(step, task.config)
     task = with_features(task, program, params)
@@ -81,9 +82,11 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     label_N = task.candidate_label[indices_N]
     multihost_utils.sync_global_devices("evaluated")
 
+    model = task.config.model
+    tau = float(np.clip(np.exp(params["log_tau"]), model.tau_min, model.tau_max))
     zero_shot_NU = scores_NK[: len(plan.test_unseen), seen:]
     label_U = label_N[: len(plan.test_unseen)] - seen
-    predicted_U = zero_shot_NU.argmax(1)
+    predicted_U = metrics.predict(zero_shot_NU, label_U)
     classes = len(plan.unseen)
     by_class = metrics.per_class(predicted_U, label_U, classes)
     return {
@@ -93,54 +96,79 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
         "generalised": (
             metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
         ),
-        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U),
+        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U, tau),
         "unseen_classes": list(plan.unseen),
         "unseen_videos": len(plan.test_unseen),
         "seen_videos": len(plan.test_seen),
+        "chance": _chance(plan),
         "step": step,
-        "descriptions_left_out": task.left_out,
+        "descriptions_left_out": task.removed_descriptions,
     }
 
 
 def _accuracies(task: Task, scores_NU, label_N) -> dict[str, Any]:
-    """Top-1 and top-5; of a cross-dataset run their means over its first group of test sets.
+    """Top-1 and top-5; for a cross-dataset run their means over its first group of test sets.
 
-    Groups are `official`, the numbered splits, and those that share a name up to a number (`half`).
+    Groups are the `official` test lists, and splits whose names differ only in a number at the end.
+    Top-5 is None with at most five candidates.
     """
     plan = task.plan
     if not plan.subsets:
-        return {f"top{k}": metrics.top_k(scores_NU, label_N, k) for k in (1, 5)}
+        return {f"top{k}": _top_k(scores_NU, label_N, k) for k in (1, 5)}
     column = {name: i for i, name in enumerate(plan.unseen)}
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float | None]]] = {}
     for name, subset in plan.subsets.items():
         rows = np.searchsorted(plan.test_unseen, subset.records)
         columns = np.array([column[c] for c in subset.classes])
         place = np.full(len(plan.unseen), -1)
         place[columns] = np.arange(len(columns))
-        group = found.setdefault(name.rstrip("0123456789") or "official", {"top1": [], "top5": []})
+        group_name = "official" if subset.official else name.rstrip("0123456789") or "splits"
+        group = found.setdefault(group_name, {"top1": [], "top5": []})
         for k in (1, 5):
             scores_nk = scores_NU[rows][:, columns]
-            group[f"top{k}"].append(metrics.top_k(scores_nk, place[label_N[rows]], k))
+            group[f"top{k}"].append(_top_k(scores_nk, place[label_N[rows]], k))
     first = next(iter(found.values()))
     return {
-        **{figure: float(np.mean(values)) for figure, values in first.items()},
+        **{name: metrics.mean(values) for name, values in first.items()},
         "cross": {group: dict(values) for group, values in found.items()},
         "test_sets": list(plan.subsets),
     }
 
 
-def _examples(task: Task, indices_N, scores_NU, label_N) -> list[dict[str, Any]]:
-    """The first video of every unseen class with its three best-scored actions."""
+def _top_k(scores_NK, label_N, k: int) -> float | None:
+    """Top-k accuracy; None if k > 1 candidates are all there are."""
+    return None if 1 < k >= scores_NK.shape[1] else metrics.top_k(scores_NK, label_N, k)
+
+
+def _chance(plan: Plan) -> float:
+    """Top-1 accuracy of a random guess: the mean over the test sets of the first group, or of all."""
+    sizes = [len(subset.classes) for subset in plan.subsets.values()] or [len(plan.unseen)]
+    return float(np.mean([1 / size for size in sizes]))
+
+
+def _examples(task: Task, indices_N, scores_NU, label_N, tau: float) -> list[dict[str, Any]]:
+    """The first video of every unseen class with its three best actions.
+
+    `share` is the softmax over the unseen classes at the temperature of the model.
+    """
     names, found = task.plan.unseen, []
     for label, name in enumerate(names):
         at = int(np.flatnonzero(label_N == label)[0])
         best = np.argsort(-scores_NU[at])[:3]
+        share_U = np.asarray(jax.nn.softmax(scores_NU[at] / tau))
         found.append(
             {
                 "action": name,
                 "record": int(indices_N[at]),
                 "video_id": task.dataset.records.video_ids[indices_N[at]],
-                "top": [{"action": names[i], "score": float(scores_NU[at, i])} for i in best],
+                "top": [
+                    {
+                        "action": names[i],
+                        "score": float(scores_NU[at, i]),
+                        "share": float(share_U[i]),
+                    }
+                    for i in best
+                ],
             }
         )
     return found

@@ -1,23 +1,39 @@
-"""The field's figures: top-k, per class, generalised zero-shot. Accuracies are fractions."""
+"""The metrics of the field: top-k, per class, generalised zero-shot. Accuracies are fractions."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 
 def top_k(scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int) -> float:
-    """Share of videos whose class is among the k best scores; a tie counts against the class.
+    """Share of videos whose class is among the k best scores. A tie counts as a miss.
 
-    A model that scores all alike thus gets 0, not luck of the order.
+    So a model that gives all classes the same score gets 0, whatever their order.
     """
     own_N1 = np.take_along_axis(scores_NK, label_N[:, None], 1)
-    # The class itself is one of those not worse; what is not a number is never a hit.
+    # The class itself is among those that are not worse. NaN is never a hit.
     return float(((~(scores_NK < own_N1)).sum(1) <= k).mean())
+
+
+def predict(
+    scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, " N"]:
+    """The best-scored class of each video; of tied classes, one that is not the video's own.
+
+    So per-class accuracy and the confusion matrix count a tie as a miss, like `top_k`.
+    """
+    best_N1 = scores_NK.max(1, keepdims=True)
+    tied_NK = scores_NK == best_N1
+    own_NK = np.arange(scores_NK.shape[1]) == label_N[:, None]
+    other_NK = tied_NK & ~own_NK
+    return np.where(other_NK.any(1), other_NK.argmax(1), tied_NK.argmax(1))
 
 
 def per_class(
     predicted_N: Int[np.ndarray, " N"], label_N: Int[np.ndarray, " N"], classes: int
 ) -> Float[np.ndarray, " K"]:
-    """Accuracy on the videos of each class; NaN for a class without any."""
+    """Accuracy on the videos of each class; NaN for a class without videos."""
     right_K = np.bincount(label_N, predicted_N == label_N, classes)
     with np.errstate(invalid="ignore"):
         return right_K / np.bincount(label_N, minlength=classes)
@@ -53,9 +69,11 @@ def generalised(
       `seen`, `unseen`, `harmonic` at offset 0, and `auc`.
     """
     is_seen_N = label_N < seen
-    best_seen_N, best_unseen_N = scores_NK[:, :seen].argmax(1), seen + scores_NK[:, seen:].argmax(1)
-    right_N = np.where(is_seen_N, best_seen_N, best_unseen_N) == label_N
-    # A video counts as seen while offset + best seen score > best unseen score.
+    own_group_NK = np.where(
+        is_seen_N[:, None] == (np.arange(scores_NK.shape[1]) < seen), scores_NK, -np.inf
+    )
+    right_N = predict(own_group_NK, label_N) == label_N
+    # A video is assigned to the seen classes if offset + best seen score > best unseen score.
     margin_N = scores_NK[:, :seen].max(1) - scores_NK[:, seen:].max(1)
     weight_N = right_N / np.bincount(label_N, minlength=scores_NK.shape[1])[label_N]
     weight_N = weight_N / np.where(
@@ -63,10 +81,10 @@ def generalised(
     )
 
     def accuracies(offset: float) -> tuple[float, float]:
-        taken_N = margin_N + offset > 0
-        return weight_N[is_seen_N & taken_N].sum(), weight_N[~is_seen_N & ~taken_N].sum()
+        as_seen_N = margin_N + offset > 0
+        return weight_N[is_seen_N & as_seen_N].sum(), weight_N[~is_seen_N & ~as_seen_N].sum()
 
-    # As the offset falls, videos cross from "seen" to "unseen", those of a margin at once.
+    # As the offset falls, videos move from seen to unseen, those with equal margins together.
     margins_E, inverse_N = np.unique(margin_N, return_inverse=True)
     lost_E = np.bincount(inverse_N, weight_N * is_seen_N, len(margins_E))
     gained_E = np.bincount(inverse_N, weight_N * ~is_seen_N, len(margins_E))
@@ -79,6 +97,12 @@ def generalised(
         "harmonic": float(harmonic_mean(*at_zero)),
         "auc": float(np.trapezoid(seen_E, unseen_E)),
     }
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if a value is."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if len(numbers) == len(values) else None
 
 
 def mean_std(values: list[float]) -> dict[str, float | list[float]]:

@@ -1,4 +1,4 @@
-"""Pictures of a finished sweep: confusion among the unseen classes, and clips with their names."""
+"""Plots of results: confusion matrices of the unseen classes, and example clips."""
 
 import pathlib
 from typing import Any
@@ -12,7 +12,8 @@ from coco_jax.data import video as videos
 from coco_jax.data.loader import stored
 
 STRIP_FRAMES = 6
-MAX_CLIPS = 16  # of a benchmark with more unseen classes the first ones are shown
+MAX_CLIPS = 16  # one for each unseen class, at most
+MAX_NAMES = 40  # classes whose names fit on the axes of a confusion matrix
 
 
 def draw(
@@ -25,7 +26,7 @@ def draw(
     written = [confusion(list(first.values()), folder / "confusion.png")]
     best = list(first.values())[-1]
     if config.video_tower.kind == "features":
-        return written  # there are no pictures
+        return written  # features have no frames to show
     return [*written, strip(best, config, folder / "clips.png")]
 
 
@@ -38,21 +39,24 @@ def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
         shares = 100 * counts / counts.sum(1, keepdims=True)
         axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
         names = run["unseen_classes"]
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-        axes.set_yticks(range(len(names)), names if i == 0 else [], fontsize=8)
+        if len(names) <= MAX_NAMES:
+            axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+            axes.set_yticks(range(len(names)), names if i == 0 else [], fontsize=8)
         if len(names) <= 20:
             for (y, x), share in np.ndenumerate(shares):
                 color = "white" if share > 50 else "black"
                 axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
         title = f"{run['ablation']}: top-1 {100 * run['top1']:.1f}%"
-        axes.set(title=f"{title} (split {run['split']}, seed {run['seed']})", xlabel="named as")
+        axes.set(
+            title=f"{title} (split {run['split']}, seed {run['seed']})", xlabel="predicted action"
+        )
     figure.axes[0].set_ylabel("true unseen action")
     figure.savefig(path, dpi=110)
     return path
 
 
 def strip(run: dict[str, Any], config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
-    """One clip of each unseen class with the three actions it was named, the true one in green."""
+    """One clip of each unseen class with its three best predictions, the true action in green."""
     records = datasets.open_dataset(config).records
     examples = run["examples"][:MAX_CLIPS]
     figure = Figure(figsize=(12, 1.5 * len(examples)), layout="constrained")
@@ -70,8 +74,13 @@ def strip(run: dict[str, Any], config: ConfigDict, path: pathlib.Path) -> pathli
         top = example["top"][::-1]
         names = [guess["action"] for guess in top]
         colors = ["tab:green" if name == example["action"] else "tab:gray" for name in names]
-        bars.barh(names, [guess["score"] for guess in top], color=colors)
+        bars.barh(names, [100 * guess.get("share", 0) for guess in top], color=colors)
+        bars.set_xlim(0, 100)
         bars.tick_params(labelsize=8)
-    figure.suptitle(f"{run['ablation']}: unseen clips and their three best-scored actions")
+        if row == len(examples) - 1:
+            bars.set_xlabel("share of the unseen actions' softmax, percent", fontsize=8)
+    figure.suptitle(
+        f"{run['ablation']}: a clip of each unseen action and the three best predictions"
+    )
     figure.savefig(path, dpi=80)
     return path

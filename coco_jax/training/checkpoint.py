@@ -16,13 +16,14 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import coco_jax
+from coco_jax.config import migrate
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
 
 # What may differ between a run and its resumption: where and how fast it runs, not what it computes
 # (but for the order in which another mesh adds floats).
-FREE = ("sweep.", "log_every", "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir",
+FREE = ("version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir",
         "data.workers", "data.threads", "data.cache")  # fmt: skip
 
 # How a disk that takes no more is told by the system, TensorStore and gcsfuse.
@@ -32,20 +33,12 @@ UNWRITTEN = re.compile(
 )
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary as `{"data.batch": 64, ...}`, as JSON would bring it back."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.loads(json.dumps(value))
-    return flat
-
-
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`field: old -> new` of every field that matters to a resumed run."""
-    a, b = flatten(old), flatten(new)
+    a, b = migrate(old), migrate(new)
+    if "version" not in old and not b["text.tokenizer"]:
+        # Version 1 stored the size of the trained tokenizer instead of the configured vocabulary.
+        b["text.vocabulary"] = a["text.vocabulary"]
     return [
         f"{name}: {a.get(name)} -> {b.get(name)}"
         for name in sorted(a | b)

@@ -1,4 +1,4 @@
-"""A frozen text tower's side of a run: every text through it once, by way of the description bank."""
+"""Features of a frozen text tower: each text is embedded once and cached on disk."""
 
 import dataclasses
 import json
@@ -8,72 +8,72 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from coco_jax.data import text_feature_cache as bank
+from coco_jax.config import uses_descriptions
+from coco_jax.data import text_feature_cache
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import Task
 from coco_jax.training.step import Params, Program
 
-BATCH = 1024  # texts a call of the tower
+BATCH = 1024  # texts in each call of the tower
 
 
 def with_features(task: Task, program: Program, params: Params) -> Task:
-    """The task with features in place of token ids, where the text tower does not learn.
+    """The task with text features instead of token ids, if the text tower is frozen.
 
-    Else (`config.text_tower.trainable` is not "none"), and of a task that has them already, as it is.
-
-    All texts of the corpus go into the bank, whichever classes this run uses.
+    A task with a trainable text tower, or one that has features already, is returned as it is. All
+    texts of the corpus are cached, whichever classes this run uses, so that other runs find them.
 
     Raises:
-      UserError: the bank is damaged, or there is no room for it.
+      UserError: the cache is damaged, or the disk is full.
     """
     config = task.config
     if config.text_tower.trainable != "none":
         return task
     templates = config.text.templates
     labels = {
-        which: [template.format(name) for name in names for template in templates]
-        for which, names in task.names.items()
+        group: [template.format(name) for name in names for template in templates]
+        for group, names in task.classes.items()
     }
-    texts = [text for some in labels.values() for text in some]
-    uses_descriptions = config.ablation in ("label+desc", "full")
-    if uses_descriptions:
-        texts += [text for some in task.corpus.texts.values() for text in some]
+    texts = [text for prompts in labels.values() for text in prompts]
+    with_descriptions = uses_descriptions(config)
+    if with_descriptions:
+        texts += [text for descriptions in task.corpus.texts.values() for text in descriptions]
 
     width = config.text_tower.width
 
-    def encode(some: Sequence[str]) -> np.ndarray:
-        ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)  # one shape, compiled once
-        ids_XL[: len(some)] = task.tokenizer(some)
-        return np.asarray(program.text_features(params, ids_XL))[: len(some)]
+    def encode(batch: Sequence[str]) -> np.ndarray:
+        ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)  # one shape: compiled once
+        ids_XL[: len(batch)] = task.tokenizer(batch)
+        return np.asarray(program.text_features(params, ids_XL))[: len(batch)]
 
-    folder = pathlib.Path(config.data.dir) / "banks" / text_feature_cache_key(task, params)
-    store = bank.fill(
+    folder = pathlib.Path(config.data.dir) / "text_features" / cache_key(task, params)
+    cache = text_feature_cache.fill(
         folder, texts, encode, width, batch=BATCH, about={"corpus": config.text.corpus}
     )
     features = {
-        which: store.features(some).reshape(-1, len(templates), width)
-        for which, some in labels.items()
+        group: cache.features(prompts).reshape(-1, len(templates), width)
+        for group, prompts in labels.items()
     }
-    banks: dict[str, DescriptionSampler | None] = {
-        which: store.bank(task.corpus.texts, names) if uses_descriptions else None
-        for which, names in task.names.items()
+    samplers: dict[str, DescriptionSampler | None] = {
+        group: cache.sampler(task.corpus.texts, names) if with_descriptions else None
+        for group, names in task.classes.items()
     }
-    return dataclasses.replace(task, label_ids=features, banks=banks)
+    return dataclasses.replace(task, label_ids=features, descriptions=samplers)
 
 
-def text_feature_cache_key(task: Task, params: Params) -> str:
-    """The bank's name: tower (parameters and shape), tokenizer, and length of the texts."""
+def cache_key(task: Task, params: Params) -> str:
+    """The name of a cache: a hash of tower (parameters and architecture), tokenizer and text length."""
     tower = {**task.config.text_tower.to_dict(), "dtype": task.config.model.dtype}
     tower["style"] = task.config.text.tokenizer_style
     parts = [json.dumps(tower, sort_keys=True).encode(), task.tokenizer.model]
     parts.append(str(task.tokenizer.length).encode())
     for path, leaf in jax.tree.leaves_with_path(params["text"]):
-        parts += [jax.tree_util.keystr(path).encode(), _whole(leaf).tobytes()]
-    return bank.key(parts)
+        parts += [jax.tree_util.keystr(path).encode(), _gather(leaf).tobytes()]
+    return text_feature_cache.key(parts)
 
 
-def _whole(leaf: jax.Array) -> np.ndarray:
-    """A parameter whole on this process, wherever its pieces are."""
+def _gather(leaf: jax.Array) -> np.ndarray:
+    """The whole parameter, gathered from all processes."""
     from jax.experimental import multihost_utils
 
     if leaf.is_fully_addressable:

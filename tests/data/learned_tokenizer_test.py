@@ -56,17 +56,17 @@ def test_the_cache_is_used_and_keyed_by_the_texts(tmp_path):
 
 def test_a_bank_draws_only_a_class_s_own_descriptions(tokenizer):
     texts = {"x": TEXTS[:3], "y": TEXTS[3:4], "z": TEXTS[4:]}
-    bank = DescriptionSampler.of_tokens(texts, ["z", "x", "y"], tokenizer)
+    sampler = DescriptionSampler.of_tokens(texts, ["z", "x", "y"], tokenizer)
     own = {name: {tuple(row) for row in tokenizer(texts[name])} for name in texts}
-    drawn = [bank.draw(np.random.default_rng(seed), 4) for seed in range(30)]
+    drawn = [sampler.draw(np.random.default_rng(seed), 4) for seed in range(30)]
     for i, name in enumerate(["z", "x", "y"]):
         seen = {tuple(row) for ids_KML in drawn for row in ids_KML[i]}
         assert seen == own[name]  # and in 120 draws every one of them
 
 
 def test_the_first_descriptions_are_marked_where_there_are_fewer(tokenizer):
-    bank = DescriptionSampler.of_tokens({"x": TEXTS[:3], "y": TEXTS[3:4]}, ["x", "y"], tokenizer)
-    ids_KML, mask_KM = bank.first(2)
+    sampler = DescriptionSampler.of_tokens({"x": TEXTS[:3], "y": TEXTS[3:4]}, ["x", "y"], tokenizer)
+    ids_KML, mask_KM = sampler.first(2)
     assert mask_KM.tolist() == [[True, True], [True, False]]
     np.testing.assert_array_equal(ids_KML[0], tokenizer(TEXTS[:2]))
 

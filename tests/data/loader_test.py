@@ -91,7 +91,7 @@ def test_evaluation_covers_all_in_order_and_is_not_augmented(records, tiny):
 def test_augmentation_keeps_a_clip_whole(records, tiny):
     """One window, one mirroring and one recolouring for all frames of a clip."""
     config = tiny(data__crop=0.5)
-    clip = ClipReader(records, config, training=True)
+    clip = ClipReader(config, training=True, records=records)
     still = np.broadcast_to(
         np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8), (4, 64, 64, 3)
     )

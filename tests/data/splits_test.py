@@ -98,7 +98,9 @@ def test_test_classes_are_not_looked_at_before_the_end():
 
 def test_descriptions_of_tested_videos_are_left_out_of_a_task(tiny, monkeypatch):
     task = make_task(tiny())
-    assert task.left_out > 100  # one in five descriptions of an unseen class names a tested video
+    assert (
+        task.removed_descriptions > 100
+    )  # one in five descriptions of an unseen class names a tested video
     # Without the leaving out, the check that stands behind it speaks up.
     from coco_jax.data.corpus import Corpus
 

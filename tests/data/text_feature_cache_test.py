@@ -1,9 +1,9 @@
-"""The description bank: what it holds, when it is stale, what draws cost."""
+"""The text feature cache: contents, missing texts, damage, and sampling."""
 
 import numpy as np
 import pytest
 
-from coco_jax.data import text_feature_cache as bank
+from coco_jax.data import text_feature_cache
 from coco_jax.errors import UserError
 
 WIDTH = 8
@@ -26,33 +26,33 @@ def counting():
 
 def test_features_are_the_tower_s_in_bfloat16(tmp_path):
     texts = [f"a text {n}" for n in range(10)] + ["", "日本語 🤸", "a text 3"]
-    store = bank.fill(tmp_path / "bank", texts, encode, WIDTH, batch=4)
-    got = store.features(texts)
-    assert got.dtype == bank.BFLOAT16 and got.shape == (13, WIDTH)
-    np.testing.assert_array_equal(got, encode(texts).astype(bank.BFLOAT16))
+    cache = text_feature_cache.fill(tmp_path / "bank", texts, encode, WIDTH, batch=4)
+    got = cache.features(texts)
+    assert got.dtype == text_feature_cache.BFLOAT16 and got.shape == (13, WIDTH)
+    np.testing.assert_array_equal(got, encode(texts).astype(text_feature_cache.BFLOAT16))
     np.testing.assert_allclose(got.astype(np.float32), encode(texts), rtol=2**-8)
-    assert len(store.features_NW) == 12  # each text once
-    assert isinstance(store.features_NW.base.base, np.memmap) or isinstance(
-        store.features_NW, np.memmap
+    assert len(cache.features_NW) == 12  # each text once
+    assert isinstance(cache.features_NW.base.base, np.memmap) or isinstance(
+        cache.features_NW, np.memmap
     )
 
 
 def test_only_what_is_missing_is_encoded(tmp_path):
     encoder, seen = counting()
-    bank.fill(tmp_path / "b", ["x", "y"], encoder, WIDTH)
-    bank.fill(tmp_path / "b", ["y", "x"], encoder, WIDTH)
+    text_feature_cache.fill(tmp_path / "b", ["x", "y"], encoder, WIDTH)
+    text_feature_cache.fill(tmp_path / "b", ["y", "x"], encoder, WIDTH)
     assert seen == ["x", "y"]
-    store = bank.fill(tmp_path / "b", ["z", "x", "w"], encoder, WIDTH)
+    cache = text_feature_cache.fill(tmp_path / "b", ["z", "x", "w"], encoder, WIDTH)
     assert seen == ["x", "y", "z", "w"]
     np.testing.assert_array_equal(
-        store.features(["w", "x", "y"]), encode(["w", "x", "y"]).astype(bank.BFLOAT16)
+        cache.features(["w", "x", "y"]), encode(["w", "x", "y"]).astype(text_feature_cache.BFLOAT16)
     )
 
 
 def test_a_text_that_changed_is_not_found(tmp_path):
-    store = bank.fill(tmp_path / "b", ["a man runs"], encode, WIDTH)
-    with pytest.raises(KeyError, match="1 texts are not in the bank"):
-        store.features(["a man runs."])
+    cache = text_feature_cache.fill(tmp_path / "b", ["a man runs"], encode, WIDTH)
+    with pytest.raises(KeyError, match="1 texts are not in the cache"):
+        cache.features(["a man runs."])
 
 
 def test_an_interrupted_bank_is_made_again(tmp_path):
@@ -62,38 +62,40 @@ def test_an_interrupted_bank_is_made_again(tmp_path):
         return encode(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        bank.fill(tmp_path / "b", ["x", "y"], dies, WIDTH, batch=1)
+        text_feature_cache.fill(tmp_path / "b", ["x", "y"], dies, WIDTH, batch=1)
     assert not list(tmp_path.iterdir())
-    assert len(bank.fill(tmp_path / "b", ["x", "y"], encode, WIDTH).features_NW) == 2
+    assert len(text_feature_cache.fill(tmp_path / "b", ["x", "y"], encode, WIDTH).features_NW) == 2
 
 
 def test_a_damaged_bank_is_named(tmp_path):
-    bank.fill(tmp_path / "b", ["x", "y"], encode, WIDTH)
-    path = tmp_path / "b" / bank.FEATURES
+    text_feature_cache.fill(tmp_path / "b", ["x", "y"], encode, WIDTH)
+    path = tmp_path / "b" / text_feature_cache.FEATURES
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="a damaged description bank"):
-        bank.fill(tmp_path / "b", ["x"], encode, WIDTH)
+    with pytest.raises(UserError, match="text feature cache is damaged"):
+        text_feature_cache.fill(tmp_path / "b", ["x"], encode, WIDTH)
 
 
 def test_draws_are_of_the_class(tmp_path):
     texts = {"run": ["a", "b", "c"], "jump": ["d"], "swim": ["e", "f"]}
-    store = bank.fill(tmp_path / "b", [t for some in texts.values() for t in some], encode, WIDTH)
-    drawn = store.bank(texts, ["swim", "run", "jump"])
-    feature = {t: encode([t])[0].astype(bank.BFLOAT16).tobytes() for t in "abcdef"}
+    cache = text_feature_cache.fill(
+        tmp_path / "b", [t for some in texts.values() for t in some], encode, WIDTH
+    )
+    drawn = cache.sampler(texts, ["swim", "run", "jump"])
+    feature = {t: encode([t])[0].astype(text_feature_cache.BFLOAT16).tobytes() for t in "abcdef"}
     found = drawn.draw(np.random.default_rng(0), 50)
-    assert found.shape == (3, 50, WIDTH) and found.dtype == bank.BFLOAT16
+    assert found.shape == (3, 50, WIDTH) and found.dtype == text_feature_cache.BFLOAT16
     for rows_MW, name in zip(found, ("swim", "run", "jump"), strict=True):
         assert {row.tobytes() for row in rows_MW} == {feature[t] for t in texts[name]}
     first, shown = drawn.first(2)
     assert shown.tolist() == [[True, True], [True, True], [True, False]]
     assert first[1, 1].tobytes() == feature["b"]
     with pytest.raises(UserError, match="1 of 1 classes have no description"):
-        store.bank(texts, ["fly"])
+        cache.sampler(texts, ["fly"])
 
 
 def test_every_part_of_the_key_counts():
     keys = {
-        bank.key(parts)
+        text_feature_cache.key(parts)
         for parts in ([b"a", b"b"], [b"ab", b""], [b"", b"ab"], [b"a", b"c"], [b"a"])
     }
     assert len(keys) == 5

@@ -7,9 +7,9 @@ from flax import nnx
 
 from coco_jax import config as configs
 from coco_jax import presets, weights
+from coco_jax.config import flatten
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
-from coco_jax.training.checkpoint import flatten
 from coco_jax.weights.table import fill
 from tests.helpers import references
 

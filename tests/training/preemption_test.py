@@ -43,7 +43,7 @@ def test_while_steps_are_being_made_it_waits_for_them():
         "with stop.saving():\n"
         "    time.sleep(1.5)\n"
         "    print('saved', stop.requested, flush=True)\n"
-        "stop.leave()\n"
+        "stop.exit_if_saved()\n"
         "print('not reached')"
     )
     output, errors = child.communicate(timeout=20)
@@ -53,7 +53,7 @@ def test_while_steps_are_being_made_it_waits_for_them():
 @pytest.mark.parametrize("text", ["5", "5:", "0:3", "7:5", "a:b", "1:2:3"])
 def test_profile_steps_are_written_one_way(text):
     from coco_jax.errors import UserError
-    from coco_jax.training.loop import parse_steps
+    from coco_jax.training.hooks import parse_steps
 
     with pytest.raises(UserError, match="write FIRST:LAST"):
         parse_steps(text)

@@ -13,12 +13,12 @@ from coco_jax.data.task import make_task
 from coco_jax.evaluation.evaluate import evaluate
 from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
-from coco_jax.training.text_features import text_feature_cache_key, with_features
+from coco_jax.training.text_features import cache_key, with_features
 
 
 @pytest.fixture
 def frozen(tiny, data_dir, tmp_path):
-    """A config whose bank goes to a folder of its own."""
+    """A config whose text feature cache has a folder of its own."""
 
     def make(**changes):
         folder = tmp_path / "data"
@@ -60,24 +60,24 @@ def test_eight_devices_fill_the_bank_of_one(frozen):
     eight.mesh.update(data=2, fsdp=2, tensor=2)
     task, program, params = opened(one)
     features = with_features(task, program, params).label_ids["seen"]
-    folder = pathlib.Path(one.data.dir) / "banks" / text_feature_cache_key(task, params)
+    folder = pathlib.Path(one.data.dir) / "text_features" / cache_key(task, params)
     folder.rename(folder.with_name("elsewhere"))
     task8, program8, params8 = opened(eight, 8)
-    assert text_feature_cache_key(task8, params8) == folder.name
+    assert cache_key(task8, params8) == folder.name
     sharded = with_features(task8, program8, params8).label_ids["seen"]
     np.testing.assert_allclose(
         features.astype(np.float32), sharded.astype(np.float32), atol=1e-2, rtol=1e-2
     )
 
 
-def test_another_tower_or_tokenizer_has_another_bank(frozen):
+def test_cache_key_depends_on_tower_and_tokenizer(frozen):
     task, program, params = opened(frozen())
-    first = text_feature_cache_key(task, params)
+    first = cache_key(task, params)
     other = program.init(jax.random.key(1)).params
-    assert text_feature_cache_key(task, other) != first
-    assert text_feature_cache_key(make_task(frozen(text__vocabulary=280)), params) != first
-    assert text_feature_cache_key(make_task(frozen(text__length=12)), params) != first
-    assert text_feature_cache_key(task, {**params, "video": other["video"]}) == first
+    assert cache_key(task, other) != first
+    assert cache_key(make_task(frozen(text__vocabulary=280)), params) != first
+    assert cache_key(make_task(frozen(text__length=12)), params) != first
+    assert cache_key(task, {**params, "video": other["video"]}) == first
 
 
 def test_a_frozen_run_trains_all_but_the_tower_and_evaluates(frozen, tmp_path):
@@ -95,8 +95,8 @@ def test_a_frozen_run_trains_all_but_the_tower_and_evaluates(frozen, tmp_path):
     assert moved["text_out/kernel"] and moved["video/embed/kernel"]
     figures = evaluate(program, state.params, task, 3)
     assert 0 <= figures["top1"] <= 1
-    (folder,) = (pathlib.Path(config.data.dir) / "banks").iterdir()
-    about = json.loads((folder / "bank.json").read_text())
+    (folder,) = (pathlib.Path(config.data.dir) / "text_features").iterdir()
+    about = json.loads((folder / "about.json").read_text())
     assert about["corpus"] == "actionhub/motion" and about["width"] == 32
 
 

@@ -182,7 +182,7 @@ def test_open_clip_is_open_clip(preset, tmp_path):
 def test_other_resolutions_interpolate_positions_as_transformers_does(little, size):
     config, reference = little
     other = config.copy_and_resolve_references()
-    other.video.size = size
+    other.video_tower.size = size
     video, frames = towers.clip_of(np.random.default_rng(2), 1, 1, size)
     with torch.no_grad():
         want = hf_videos(reference, frames, interpolate_pos_encoding=True)
@@ -192,6 +192,6 @@ def test_other_resolutions_interpolate_positions_as_transformers_does(little, si
 def test_both_towers_bring_the_temperature_and_one_alone_does_not(little):
     config, reference = little
     alone = config.copy_and_resolve_references()
-    alone.video.weights = ""
+    alone.video_tower.weights = ""
     assert towers.load(alone).log_tau[...] == 0
     assert towers.load(config).log_tau[...] == pytest.approx(-reference.logit_scale.item())

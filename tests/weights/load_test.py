@@ -8,7 +8,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from coco_jax import presets, sharding, weights
-from coco_jax.data.task import validate
+from coco_jax.config import validate
 from coco_jax.models.coco import CoCo
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import Checkpoints

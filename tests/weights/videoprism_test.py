@@ -246,7 +246,7 @@ def test_other_resolutions_and_frame_counts_interpolate_as_transformers_does(lit
     config, reference = little
     for frames, size in ((6, 24),):
         other = config.copy_and_resolve_references()
-        other.video.update(frames=frames, size=size)
+        other.video_tower.update(frames=frames, size=size)
         rng = np.random.default_rng(0)
         video = rng.normal(size=(1, frames, size, size, 3)).astype(np.float32)
         with torch.no_grad():

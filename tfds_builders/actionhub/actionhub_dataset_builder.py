@@ -16,11 +16,11 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
+from coco_jax.data import action_names
 from coco_jax.errors import UserError
-from tfds_builders.actionhub import benchmarks as built
-from tfds_builders.actionhub import captions, names, readers
+from tfds_builders.actionhub import benchmarks, captions, readers
 from tfds_builders.actionhub.cleaning import Report, chosen, clean
-from tfds_builders.common.builder import Needs, manual_dir
+from tfds_builders.common.builder import manual_dir
 
 # TFDS shuffles up to 1 GiB of examples in memory before it turns to the disk; this much is enough.
 SHUFFLE_BYTES = 128 << 20
@@ -59,12 +59,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         "tfds_builders/actionhub/README.md shows their forms."
     )
 
-    NEEDS = Needs(
-        fetch="descriptions of the actions: ActionHub if you have it, or public captions (VATEX, "
-        "ActivityNet Captions), or your own; no public download of ActionHub is known",
-        size="up to 0.5 GB (3.6 million rows)",
-        put="FOLDER/*.jsonl, *.csv, *.json or ACTION.txt; tfds_builders/actionhub/README.md",
-    )
     # Set before building: which steps of cleaning.py rows from files go through.
     cleaning = "all"
 
@@ -105,12 +99,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         report = Report(chosen(self.cleaning))
         folder = manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         if self.builder_config.name == "captions":
-            excluded = {v: f"tested by {name}" for v, name in built.tested(self.data_dir_root)}
+            excluded = {v: f"tested by {name}" for v, name in benchmarks.tested(self.data_dir_root)}
             return self._captioned(captions.Captions(folder, excluded), tally, report)
         renaming = None
         if self.builder_config.name in BENCHMARKS:
             renaming = _Renaming(
-                *built.classes(self.data_dir_root, self.builder_config.name), tally.actions
+                *benchmarks.classes(self.data_dir_root, self.builder_config.name), tally.actions
             )
         return self._from_files(folder, tally, report, renaming)
 
@@ -167,7 +161,7 @@ class _Renaming:
 
     def __init__(self, benchmark: str, classes: list[str], stored: collections.Counter[str]):
         self._benchmark, self._stored = benchmark, stored
-        self._classes = names.Classes(classes)
+        self._classes = action_names.Classes(classes)
         self._hits: dict[str, list[str]] = {}
         self._counts: collections.Counter[str] = collections.Counter()
 

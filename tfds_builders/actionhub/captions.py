@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from coco_jax.data import action_names
 from coco_jax.errors import UserError
-from tfds_builders.actionhub import names
-from tfds_builders.actionhub import streaming as walk
+from tfds_builders.actionhub import streaming
 from tfds_builders.actionhub.readers import Row, Tally
 
 EXCLUDED = "excluded_ids.txt"
@@ -45,7 +45,7 @@ class Annotations:
             self.excluded.setdefault(video, f"annotated as {split or 'of no split'}")
         labels = self.labels.setdefault(video, [])
         # Kinetics-400 and 600 may both annotate a video, and spell its class differently.
-        if label and names.normal(label) not in map(names.normal, labels):
+        if label and action_names.normal(label) not in map(action_names.normal, labels):
             labels.append(label)
 
 
@@ -53,7 +53,7 @@ class _Form(NamedTuple):
     """What a file is, and how its items are read: captions, annotations or ids."""
 
     kind: str
-    read: Callable[[walk.Source], Iterator[Any]]
+    read: Callable[[streaming.Source], Iterator[Any]]
 
 
 def youtube_id(name: str) -> str:
@@ -97,7 +97,7 @@ class Captions:
         for path, form in self._files.items():
             if form.kind == "captions":
                 continue
-            with walk.opened(path) as source:
+            with streaming.opened(path) as source:
                 for item in form.read(source):
                     if form.kind == "annotations":
                         self._annotations.add(*item)
@@ -115,7 +115,7 @@ class Captions:
             if form.kind != "captions":
                 continue
             keys = itertools.count(index << 40)
-            with walk.opened(path) as source:
+            with streaming.opened(path) as source:
                 for video, caption in form.read(source):
                     self.report["captions"] += 1
                     labels = self._annotations.labels.get(video, [])
@@ -158,7 +158,9 @@ class Captions:
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     suffixes = (".json", ".csv", ".tsv", ".txt")
     found = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    return sorted(p for p in found if walk.suffix(p) in suffixes and not p.name.startswith("."))
+    return sorted(
+        p for p in found if streaming.suffix(p) in suffixes and not p.name.startswith(".")
+    )
 
 
 def _form(path: pathlib.Path) -> _Form:
@@ -167,21 +169,21 @@ def _form(path: pathlib.Path) -> _Form:
     Raises:
       UserError: nothing that belongs here.
     """
-    suffix = walk.suffix(path)
-    with walk.opened(path) as source:
+    suffix = streaming.suffix(path)
+    with streaming.opened(path) as source:
         if suffix == ".json":
             return _json_form(source)
         if suffix in (".csv", ".tsv"):
             dialect = "excel" if suffix == ".csv" else "excel-tab"
-            return _table_form(source, dialect, next(walk.table(source, dialect), []))
+            return _table_form(source, dialect, next(streaming.table(source, dialect), []))
         if path.name.lower().removesuffix(".gz") == EXCLUDED:
             return _Form("excluded", _excluded)
         source.fail(f"a text file here can only be {EXCLUDED}, one id a line; move it elsewhere")
 
 
-def _json_form(source: walk.Source) -> _Form:
+def _json_form(source: streaming.Source) -> _Form:
     """Told by the first element."""
-    document = walk.Json(source)
+    document = streaming.Json(source)
     top = document.peek()
     if top == "[":
         first = next(document.elements(), None)
@@ -204,7 +206,7 @@ def _json_form(source: walk.Source) -> _Form:
     )
 
 
-def _table_form(source: walk.Source, dialect: str, header: list[str]) -> _Form:
+def _table_form(source: streaming.Source, dialect: str, header: list[str]) -> _Form:
     """Told by its columns."""
     columns = {name.strip().lower(): i for i, name in reversed(list(enumerate(header)))}
     ids, texts, labels = (
@@ -212,7 +214,7 @@ def _table_form(source: walk.Source, dialect: str, header: list[str]) -> _Form:
         for wanted in (IDS, TEXTS, LABELS)
     )
     split = columns.get("split", columns.get("subset"))
-    shown = ", ".join(map(walk.show, header[:8])) or "none"
+    shown = ", ".join(map(streaming.show, header[:8])) or "none"
     if ids is not None and texts is not None and labels is None and split is None:
         return _Form("captions", functools.partial(_table, dialect=dialect, columns=(ids, texts)))
     if ids is not None and texts is None and split is not None:
@@ -230,23 +232,23 @@ def _table_form(source: walk.Source, dialect: str, header: list[str]) -> _Form:
 
 
 def _table(
-    source: walk.Source, dialect: str, columns: tuple[int | None, ...]
+    source: streaming.Source, dialect: str, columns: tuple[int | None, ...]
 ) -> Iterator[tuple[str, ...]]:
-    for values in itertools.islice(walk.table(source, dialect), 1, None):
+    for values in itertools.islice(streaming.table(source, dialect), 1, None):
         video, *others = ("" if column is None else values[column] for column in columns)
         yield (youtube_id(video), *(other.strip() for other in others))
 
 
-def _vatex(source: walk.Source) -> Iterator[tuple[str, str]]:
-    for element in walk.Json(source).elements():
+def _vatex(source: streaming.Source) -> Iterator[tuple[str, str]]:
+    for element in streaming.Json(source).elements():
         known = isinstance(element, dict) and isinstance(element.get("videoID"), str)
         video = youtube_id(element["videoID"]) if known else ""
         for caption in _texts(source, element.get("enCap") if known else None, "enCap"):
             yield video, caption
 
 
-def _activitynet_captions(source: walk.Source) -> Iterator[tuple[str, str]]:
-    document = walk.Json(source)
+def _activitynet_captions(source: streaming.Source) -> Iterator[tuple[str, str]]:
+    document = streaming.Json(source)
     for name in document.names():
         value = document.value()
         sentences = value.get("sentences") if isinstance(value, dict) else None
@@ -254,8 +256,8 @@ def _activitynet_captions(source: walk.Source) -> Iterator[tuple[str, str]]:
             yield youtube_id(name), caption
 
 
-def _activitynet(source: walk.Source) -> Iterator[tuple[str, str, str]]:
-    document = walk.Json(source)
+def _activitynet(source: streaming.Source) -> Iterator[tuple[str, str, str]]:
+    document = streaming.Json(source)
     for section in document.names():
         if section != "database":
             document.value()
@@ -268,18 +270,18 @@ def _activitynet(source: walk.Source) -> Iterator[tuple[str, str, str]]:
                 split.strip()
             except (KeyError, TypeError, AttributeError):
                 source.fail(
-                    f"video {walk.show(name)} has no subset and list of annotations with a label; "
+                    f"video {streaming.show(name)} has no subset and list of annotations with a label; "
                     "fetch the file again"
                 )
             for label in labels or [""]:
                 yield youtube_id(name), label, split
 
 
-def _excluded(source: walk.Source) -> Iterator[str]:
+def _excluded(source: streaming.Source) -> Iterator[str]:
     return (youtube_id(line) for line in source.lines() if line.strip())
 
 
-def _texts(source: walk.Source, values: Any, name: str) -> Iterable[str]:
+def _texts(source: streaming.Source, values: Any, name: str) -> Iterable[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         source.fail(f"a video has no list of texts {name}; fetch the file again")
     return (value.strip() for value in values)

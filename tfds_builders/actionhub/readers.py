@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from coco_jax.errors import UserError
-from tfds_builders.actionhub import streaming as walk
+from tfds_builders.actionhub import streaming
 
 FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
 ALIASES = {
@@ -62,7 +62,7 @@ def files(directory: pathlib.Path) -> list[pathlib.Path]:
     """The directory's corpus files, sorted by name; those whose names start with a dot are not."""
     found = []
     if directory.is_dir():
-        found = [p for p in directory.iterdir() if walk.suffix(p) in FORMATS and p.is_file()]
+        found = [p for p in directory.iterdir() if streaming.suffix(p) in FORMATS and p.is_file()]
         found = sorted(p for p in found if not p.name.startswith("."))
     if not found:
         raise UserError(
@@ -92,13 +92,13 @@ def read_file(path: pathlib.Path) -> Iterator[Row]:
 
     Text is stripped of white space at both ends; a row that names no source gets the file's name.
     """
-    with walk.opened(path) as source:
-        yield from _READERS[walk.suffix(path)](source)
+    with streaming.opened(path) as source:
+        yield from _READERS[streaming.suffix(path)](source)
 
 
-def _json_rows(source: walk.Source) -> Iterator[Row]:
+def _json_rows(source: streaming.Source) -> Iterator[Row]:
     """A list of row objects, or {action: [description or object, ...]}."""
-    document = walk.Json(source)
+    document = streaming.Json(source)
     top = document.peek()
     if top == "[":
         for value in document.elements():
@@ -107,7 +107,7 @@ def _json_rows(source: walk.Source) -> Iterator[Row]:
         for action in document.names():
             if document.peek() != "[":
                 source.fail(
-                    f"{walk.show(action)} holds no list; expected {{action: [description, ...]}}, "
+                    f"{streaming.show(action)} holds no list; expected {{action: [description, ...]}}, "
                     "or a list of row objects, or, one row a line, a .jsonl file"
                 )
             for value in document.elements():
@@ -118,19 +118,19 @@ def _json_rows(source: walk.Source) -> Iterator[Row]:
         source.fail("text after the end of the JSON; a file of one row a line is a .jsonl")
 
 
-def _jsonl_rows(source: walk.Source) -> Iterator[Row]:
+def _jsonl_rows(source: streaming.Source) -> Iterator[Row]:
     for line in source.lines():
         if line.isspace():
             continue
         try:
             value = json.loads(line)
         except ValueError as error:  # also a number of thousands of digits
-            source.fail(f"not JSON ({walk.reason(error)}); expected one row object a line")
+            source.fail(f"not JSON ({streaming.reason(error)}); expected one row object a line")
         yield _object_row(source, value)
 
 
-def _table_rows(source: walk.Source, dialect: str) -> Iterator[Row]:
-    rows = walk.table(source, dialect)
+def _table_rows(source: streaming.Source, dialect: str) -> Iterator[Row]:
+    rows = streaming.table(source, dialect)
     header = tuple(next(rows, ()))
     if header:
         _columns(source, header)
@@ -138,14 +138,14 @@ def _table_rows(source: walk.Source, dialect: str) -> Iterator[Row]:
         yield _row(source, dict(zip(header, values, strict=True)))
 
 
-def _text_rows(source: walk.Source) -> Iterator[Row]:
-    action = walk.stem(source.path).replace("_", " ").strip()
+def _text_rows(source: streaming.Source) -> Iterator[Row]:
+    action = streaming.stem(source.path).replace("_", " ").strip()
     for line in source.lines():
         if description := line.strip():
             yield Row(action, description, source.path.name, "")
 
 
-_READERS: dict[str, Callable[[walk.Source], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[streaming.Source], Iterator[Row]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": functools.partial(_table_rows, dialect="excel"),
@@ -154,27 +154,29 @@ _READERS: dict[str, Callable[[walk.Source], Iterator[Row]]] = {
 }
 
 
-def _object_row(source: walk.Source, value: Any) -> Row:
+def _object_row(source: streaming.Source, value: Any) -> Row:
     if not isinstance(value, dict):
-        source.fail(f"a row object expected, {walk.kind(value)} found; see README.md for the forms")
+        source.fail(
+            f"a row object expected, {streaming.kind(value)} found; see README.md for the forms"
+        )
     return _row(source, value)
 
 
-def _described_row(source: walk.Source, action: str, value: Any) -> Row:
+def _described_row(source: streaming.Source, action: str, value: Any) -> Row:
     if isinstance(value, str):
         return Row(action.strip(), value.strip(), source.path.name, "")
     if not isinstance(value, dict):
         source.fail(
-            f"a description or an object expected, {walk.kind(value)} found under an action"
+            f"a description or an object expected, {streaming.kind(value)} found under an action"
         )
     if any(str(name).strip().lower() in ALIASES["action"] for name in value):
         source.fail(
-            f"under {walk.show(action)} a row names its own action; put such rows in a top-level list"
+            f"under {streaming.show(action)} a row names its own action; put such rows in a top-level list"
         )
     return _row(source, {"action": action, **value})
 
 
-def _row(source: walk.Source, values: Mapping[str, Any]) -> Row:
+def _row(source: streaming.Source, values: Mapping[str, Any]) -> Row:
     fields = []
     for name, column in zip(ALIASES, _columns(source, tuple(values)), strict=True):
         value = values[column] if column is not None else None
@@ -185,12 +187,12 @@ def _row(source: walk.Source, values: Mapping[str, Any]) -> Row:
         elif name in ("source", "video_id") and type(value) in (int, float):
             fields.append(str(value))
         else:
-            source.fail(f"{name} is {walk.kind(value)}; a text is expected")
+            source.fail(f"{name} is {streaming.kind(value)}; a text is expected")
     action, description, where, video_id = fields
     return Row(action, description, where or source.path.name, video_id)
 
 
-def _columns(source: walk.Source, names: tuple[str, ...]) -> Sequence[str | None]:
+def _columns(source: streaming.Source, names: tuple[str, ...]) -> Sequence[str | None]:
     """What the file calls action, description, source and video_id; None where it has none."""
     columns = _match(names)
     missing = [
@@ -198,7 +200,7 @@ def _columns(source: walk.Source, names: tuple[str, ...]) -> Sequence[str | None
     ]
     if missing:
         wanted = " and ".join(f"{name} (or {', '.join(ALIASES[name][1:])})" for name in missing)
-        shown = ", ".join(walk.show(name) for name in names[:10]) or "none"
+        shown = ", ".join(streaming.show(name) for name in names[:10]) or "none"
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         source.fail(f"no column {wanted}; found {shown}{more}; rename or add it")
     return columns

@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,9 +24,10 @@ from tfds_builders.common import archives
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".ogg", ".flv", ".wmv",
-     ".asf", ".3gp", ".ts")
+     ".asf", ".3gp", ".ts", ".m2ts", ".mts", ".vob", ".mxf", ".gif", ".apng", ".ivf", ".y4m", ".rm",
+     ".f4v", ".divx", ".dv")
 )  # fmt: skip
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".rar")
+MIN_BROKEN = 3  # videos of a split that may be broken, however few there are
 JPEG_QUALITY = 92
 
 
@@ -38,14 +39,6 @@ class Entry:
     video_id: str
     label: str
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Needs(NamedTuple):
-    """What somebody has to fetch by hand before a dataset can be built, and where it goes."""
-
-    fetch: str
-    size: str
-    put: str
 
 
 Describe = Callable[[str], Entry | None]  # of a member's name; None: not part of the dataset
@@ -119,10 +112,10 @@ class VideoBuilder(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg]
 ):
-    """A dataset of the contract in coco_jax/data/dataset.py, stored as the configuration says."""
+    """A dataset of the contract in coco_jax/data/dataset.py, with the storage of its config."""
 
-    # Set before building, by `tfds_builders.build`'s flags of these names.
-    max_broken = 0.01  # share of a split's videos that may be broken
+    # Set before building, from the flags of `tfds_builders.build` with these names.
+    max_broken = 0.01  # share of a split's videos that may be broken (MIN_BROKEN may in any case)
     jpeg_side = Storage.side
     jpeg_fps = Storage.fps
     beam = False  # build with Apache Beam
@@ -140,7 +133,7 @@ class VideoBuilder(
                 {
                     **self.storage.features,
                     "video_id": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(),  # named once the lists are read
+                    "label": tfds.features.ClassLabel(),  # its names come from the lists, later
                     **self.extra_features,
                 }
             ),
@@ -149,7 +142,7 @@ class VideoBuilder(
         )
 
     def declare(self, classes: Sequence[str], class_splits: Mapping[str, Any], **more: Any) -> None:
-        """Names the classes and who is seen in each split; `more` is kept in the metadata."""
+        """Sets the classes and the class splits; `more` is stored in the metadata."""
         label = self.info.features["label"]
         if label.num_classes is None:
             label.names = list(classes)
@@ -166,14 +159,14 @@ class VideoBuilder(
         expected: int | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The examples of a TFDS split, in order, or as a Beam transform where `beam` is set.
+        """The examples of a TFDS split: in order, or as a Beam transform if `beam` is set.
 
         Args:
           split: its name, for the report.
           sources: folders and archives.
-          describe: what a member is.
-          expected: how many videos the lists name; what is not found is counted as missing.
-          notes: further counts for the report.
+          describe: gives the entry of a member's name.
+          expected: number of videos in the lists; those not found are counted as missing.
+          notes: more counts for the report.
         """
         parts = _parts(sources) if self.beam else list(sources)
         read = functools.partial(_read, describe=describe, storage=self.storage)
@@ -182,8 +175,12 @@ class VideoBuilder(
             from tfds_builders.common import beam as on_beam
 
             return on_beam.transform(parts, read, report)
-        limit = None if expected is None else self.max_broken * expected
+        limit = None if expected is None else self._limit(expected)
         return self._in_order(parts, read, report, limit)
+
+    def _limit(self, videos: int) -> float:
+        """How many of a split's videos may be broken."""
+        return max(self.max_broken * videos, MIN_BROKEN)
 
     def _in_order(self, parts, read, report, limit: float | None) -> Iterator[tuple[str, dict]]:
         stored: set[str] = set()
@@ -192,7 +189,7 @@ class VideoBuilder(
             for key, example, reason in read(part):
                 if example is None:
                     broken.append((key, reason))
-                    if limit is not None and len(broken) > max(limit, 1):
+                    if limit is not None and len(broken) > limit:
                         report(len(stored), broken, repeated)
                         self._check_reports()
                 elif key in stored:
@@ -209,7 +206,11 @@ class VideoBuilder(
         self._check_reports()
 
     def _check_reports(self) -> None:
-        """Writes report.json from the splits' reports; raises where too much is broken."""
+        """Writes report.json from the reports of the splits.
+
+        Raises:
+          UserError: too many videos are broken, or none was found.
+        """
         splits = {}
         for path in sorted(self.data_path.glob("report-*.json")):
             splits[path.stem.removeprefix("report-")] = json.loads(path.read_text())
@@ -224,23 +225,23 @@ class VideoBuilder(
             for one in broken[:10]:
                 print(f"  broken: {one['reason']}", file=sys.stderr)
             of = got["expected"] or got["stored"] + len(broken)
-            if len(broken) > self.max_broken * of:
+            if len(broken) > self._limit(of):
                 raise UserError(
                     f"{self.info.full_name}: {len(broken)} of {of} videos of {split!r} are broken, "
-                    f"more than {self.max_broken:.1%} (first: {broken[0]['reason']}); mend them, or "
-                    "raise --max_broken"
+                    f"more than {self.max_broken:.1%} and more than {MIN_BROKEN} (first: "
+                    f"{broken[0]['reason']}); repair them, or set a higher --max_broken"
                 )
             if not got["stored"]:
                 raise UserError(
-                    f"{self.info.full_name}: no video of {split!r} was found where its sources lie; "
-                    "README.md beside the builder shows the layouts that are read"
+                    f"{self.info.full_name}: no video of {split!r} was found in its folders and archives; "
+                    "README.md of the builder shows the layouts"
                 )
 
 
 def _read(
     part: pathlib.Path | tuple[str, pathlib.Path], describe: Describe, storage: Storage
 ) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
-    """`(key, example, "")` of a part's whole videos and `(name, None, reason)` of its broken ones."""
+    """`(key, example, "")` for each video of a part, or `(name, None, reason)` if it is broken."""
     for name, read in _members(part):
         entry = describe(name)
         if entry is None:
@@ -267,7 +268,7 @@ def _members(part) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 
 def _parts(sources: Iterable[pathlib.Path]) -> list[Any]:
-    """Sources as pieces of work: an archive is one, every file of a folder is one."""
+    """Sources as units of work: each archive, and each file of a folder."""
     parts: list[Any] = []
     for source in sources:
         if not source.is_dir():
@@ -297,7 +298,7 @@ def sources_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """What to read videos from in a folder: the archives right in it, and the folder's own files."""
     if not folder.is_dir():
         return [folder] if folder.exists() else []
-    found = [p for p in folder.iterdir() if p.name.lower().endswith(ARCHIVE_SUFFIXES)]
+    found = [p for p in folder.iterdir() if p.name.lower().endswith(archives.SUFFIXES)]
     return [*sorted(found), folder]
 
 

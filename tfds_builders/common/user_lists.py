@@ -1,6 +1,7 @@
 """Lists that users write for their own videos and features: videos.csv, splits.json, unseen.txt."""
 
 import csv
+import difflib
 import hashlib
 import json
 import pathlib
@@ -8,8 +9,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from coco_jax.errors import UserError
-from tfds_builders.common import builder as base
+from tfds_builders.common import builder as common
 
+DATASETS = ("video_folder", "video_features")  # that are built from such lists
+LISTS = ("videos.csv", "splits.json", "unseen.txt")
+STORED_DIGEST = "lists.sha256"
 TEST_SHARE = 0.2  # of each class, where no list says which videos are tested
 TRIALS = 3  # random halves, where nobody says which classes are unseen
 
@@ -62,6 +66,27 @@ def read_videos(path: pathlib.Path, key: str) -> list[Row]:
     return list(found.values())
 
 
+def digest(folder: str | None) -> str:
+    """A hash of the lists in a folder, so that a build notices when they are edited."""
+    found = hashlib.sha256()
+    for name in LISTS:
+        path = pathlib.Path(folder or "") / name
+        if folder and path.is_file():
+            found.update(f"{name}:{path.stat().st_size}:".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def stored_digest(folder: pathlib.Path) -> str | None:
+    """The hash of the lists that a dataset was built from; None if it was not built from lists."""
+    path = folder / STORED_DIGEST
+    return path.read_text().strip() if path.is_file() else None
+
+
+def store_digest(folder: pathlib.Path, value: str) -> None:
+    """Stores the hash beside a built dataset."""
+    (folder / STORED_DIGEST).write_text(value + "\n")
+
+
 def drawn(key: str) -> str:
     """train or test, by the video's name: the same for ever, whatever else is in the folder."""
     share = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
@@ -98,14 +123,19 @@ def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> 
             f"{folder}: {len(classes)} classes; name the unseen ones, one a line, in unseen.txt"
         )
     else:
-        return base.halves(dataset, classes, TRIALS)
+        return common.halves(dataset, classes, TRIALS)
     for name, split in splits.items():
         for who, named in split.items():
             unknown = sorted(set(named) - set(classes))
             if unknown:
+                near = difflib.get_close_matches(
+                    unknown[0].casefold(), {c.casefold(): c for c in classes}, 1
+                )
+                match = next((c for c in classes if near and c.casefold() == near[0]), None)
+                hint = f"did you mean {match!r}? " if match else ""
                 raise UserError(
-                    f"{path}: split {name}: {who} class {unknown[0]!r} has no video; the classes are "
-                    f"{', '.join(list(classes)[:8])}{' ...' * (len(classes) > 8)}"
+                    f"{path}: split {name}: {who} class {unknown[0]!r} has no video; {hint}the classes "
+                    f"are {', '.join(list(classes)[:8])}{' ...' * (len(classes) > 8)}"
                 )
         if not split["seen"] or not split["unseen"] or set(split["seen"]) & set(split["unseen"]):
             raise UserError(

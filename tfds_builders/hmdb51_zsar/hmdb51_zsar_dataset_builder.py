@@ -14,24 +14,18 @@ if _ROOT not in sys.path:
 
 from coco_jax.errors import UserError
 from tfds_builders.common import archives
-from tfds_builders.common import builder as base
+from tfds_builders.common import builder as common
 
 TRIALS = 50  # random halves of the classes, 26 seen
 LIST = re.compile(r"(?P<label>[a-z_]+)_test_split(?P<split>[123])\.txt$")
 
 
-class Builder(base.VideoBuilder):
+class Builder(common.VideoBuilder):
     """51 classes, 6,766 videos; TFDS splits: official split 1's train and test, and what it leaves."""
 
-    NEEDS = base.Needs(
-        fetch="hmdb51_org.rar and test_train_splits.rar: "
-        "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/",
-        size="2 GB (6,766 videos); the built dataset is as big again",
-        put="FOLDER/hmdb51_org.rar, FOLDER/test_train_splits.rar (or both extracted)",
-    )
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Intra- and cross-dataset splits."}  # noqa: RUF012
-    BUILDER_CONFIGS = base.configs(
+    BUILDER_CONFIGS = common.configs(
         intra=f"Train on a random half of the classes, test on the other; {TRIALS} trials.",
         cross="Test alone: the three official test splits on all classes, and random halves.",
     )
@@ -47,12 +41,12 @@ class Builder(base.VideoBuilder):
     }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         rows = read_lists(folder)
         classes = sorted({readable(label) for label, _ in rows.values()})
         protocol = self.builder_config.protocol
-        self.declare(classes, base.protocol_splits("hmdb51", protocol, classes, TRIALS))
-        sources = [p for p in base.sources_in(folder) if "test_train_splits" not in p.name]
+        self.declare(classes, common.protocol_splits("hmdb51", protocol, classes, TRIALS))
+        sources = [p for p in common.sources_in(folder) if "test_train_splits" not in p.name]
         found = {}
         for use, split in enumerate(("rest", "train", "test")):
             named = {name: row for name, row in rows.items() if row[1][0] == use}
@@ -71,14 +65,14 @@ class _Describe:
     def __init__(self, rows: dict[str, tuple[str, tuple[int, int, int]]]):
         self.rows = rows
 
-    def __call__(self, member: str) -> base.Entry | None:
+    def __call__(self, member: str) -> common.Entry | None:
         name = member.rpartition("/")[2]
         if name not in self.rows:
             return None
         label, use = self.rows[name]
         video_id = name.removesuffix(".avi")
         tested = [number == 2 for number in use]
-        return base.Entry(video_id, video_id, readable(label), {"official_test": tested})
+        return common.Entry(video_id, video_id, readable(label), {"official_test": tested})
 
 
 def readable(name: str) -> str:

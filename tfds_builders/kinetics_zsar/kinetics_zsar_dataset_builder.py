@@ -14,9 +14,10 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
+from coco_jax.data import action_names
 from coco_jax.errors import UserError
 from tfds_builders.common import archives
-from tfds_builders.common import builder as base
+from tfds_builders.common import builder as common
 
 # Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
 ER = "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/datasets/Kinetics/zsl220/"
@@ -28,40 +29,19 @@ LISTS = {
 SEEN = 400
 # Kinetics-600 renamed or split 12 classes of Kinetics-400; they are never unseen. Its other names
 # that Kinetics-400 lacks are the 220 new classes (both label maps: mmaction2 at 4d6c9347, tools/data).
-RENAMED = {
-    "changing wheel (not on bike)": "changing wheel",
-    "cooking sausages (not on barbeque)": "cooking sausages",
-    "dyeing hair": "dying hair",
-    "hugging (not baby)": "hugging",
-    "inflating balloons": "balloon blowing",
-    "making the bed": "making bed",
-    "opening bottle (not wine)": "opening bottle",
-    "passing american football (not in game)": "passing American football (not in game)",
-    "person collecting garbage": "garbage collecting",
-    "throwing ball (not baseball or American football)": "throwing ball",
-    "tying necktie": "tying tie",
-    "waking up": "baby waking up",
-}
+RENAMED = {new: old for old, new in action_names.RENAMED.items()}
 FILE = re.compile(r"(?P<id>[\w-]{11})(_\d+_\d+)?$")
 PARTS = {"train": ("k400/train",), "test": ("k600/val", "k600/test")}
 
 
-class Builder(base.VideoBuilder):
+class Builder(common.VideoBuilder):
     """620 classes: train, Kinetics-400's training videos; test, Kinetics-600's val and test ones."""
 
-    NEEDS = base.Needs(
-        fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
-        "CSVs: https://github.com/cvdfoundation/kinetics-dataset",
-        # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400 by the same size a video.
-        size="about 370 GB (240,000 videos) + 43 GB + 88 GB; the built dataset is as big again",
-        put="FOLDER/k400/train, FOLDER/k600/val, FOLDER/k600/test; CSVs as FOLDER/k400/train.csv, "
-        "FOLDER/k600/val.csv, FOLDER/k600/test.csv",
-    )
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "The three splits of Elaborative Rehearsal."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
-        base.Config(name="video", description="The videos' own bytes."),
-        base.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
+        common.Config(name="video", description="The videos' own bytes."),
+        common.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "video"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -71,8 +51,8 @@ class Builder(base.VideoBuilder):
     )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
-        classes, splits = read_splits(**base.annotations(self, dl_manager, folder, LISTS))
+        folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        classes, splits = read_splits(**common.annotations(self, dl_manager, folder, LISTS))
         self.declare(classes, splits)
         labels = {part: read_csv(folder, part) for part in ("k400/train", "k600/val", "k600/test")}
         test = _Describe(classes, {**labels["k600/val"], **labels["k600/test"]})
@@ -92,7 +72,7 @@ class Builder(base.VideoBuilder):
 
     def _part(self, folder: pathlib.Path, split: str, describe: "_Describe", notes: dict):
         places = [folder / part for part in PARTS[split]]
-        sources = [source for place in places for source in base.sources_in(place)]
+        sources = [source for place in places for source in common.sources_in(place)]
         expected = len(describe.labels) or None
         return self.examples(split, sources, describe, expected, notes)
 
@@ -110,7 +90,7 @@ class _Describe:
         self.by_folder = {_folder(name): name for name in classes}
         self.by_folder |= {_folder(new): old for new, old in RENAMED.items() if old in set(classes)}
 
-    def __call__(self, member: str) -> base.Entry | None:
+    def __call__(self, member: str) -> common.Entry | None:
         video_id = id_of(member.rpartition("/")[2])
         if not video_id or video_id in self.tested:
             return None
@@ -119,7 +99,7 @@ class _Describe:
             label = self.by_folder.get(_folder(member.rpartition("/")[0].rpartition("/")[2]))
         if label is None or label not in self.by_folder.values():
             return None
-        return base.Entry(video_id, video_id, label)
+        return common.Entry(video_id, video_id, label)
 
 
 def id_of(file: str) -> str:

@@ -14,7 +14,7 @@ if _ROOT not in sys.path:
 
 from coco_jax.errors import UserError
 from tfds_builders.common import archives
-from tfds_builders.common import builder as base
+from tfds_builders.common import builder as common
 
 # The videos as a zip and the official lists; both checksums are from TFDS 4.9.10's own `ucf101`.
 VIDEOS = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
@@ -22,18 +22,12 @@ LISTS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionT
 TRIALS = 50  # random halves of the classes, 51 seen
 
 
-class Builder(base.VideoBuilder):
+class Builder(common.VideoBuilder):
     """101 classes, 13,320 videos; TFDS splits are the official split 1 (9,537 / 3,783)."""
 
-    NEEDS = base.Needs(
-        fetch="nothing, the command downloads it; or UCF101.rar from "
-        "https://www.crcv.ucf.edu/data/UCF101.php",
-        size="7 GB (13,320 videos); the built dataset is as big again",
-        put="FOLDER/UCF101.rar or FOLDER/UCF-101, if you have it already; else leave --manual_dir out",
-    )
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Intra- and cross-dataset splits."}  # noqa: RUF012
-    BUILDER_CONFIGS = base.configs(
+    BUILDER_CONFIGS = common.configs(
         intra=f"Train on a random half of the classes, test on the other; {TRIALS} trials.",
         cross="Test alone: the three official test splits on all classes, and random halves.",
     )
@@ -52,11 +46,11 @@ class Builder(base.VideoBuilder):
         labels = class_names(lists["trainlist01"] | lists["testlist01"])
         classes = [readable(name) for name in labels]
         protocol = self.builder_config.protocol
-        self.declare(classes, base.protocol_splits("ucf101", protocol, classes, TRIALS))
-        if folder is not None and (found := base.sources_in(folder)):
+        self.declare(classes, common.protocol_splits("ucf101", protocol, classes, TRIALS))
+        if folder is not None and (found := common.sources_in(folder)):
             sources = found
         else:
-            sources = [base.annotations(self, dl_manager, None, {"videos": VIDEOS})["videos"]]
+            sources = [common.annotations(self, dl_manager, None, {"videos": VIDEOS})["videos"]]
         return {
             split: self.examples(
                 split, sources, _Describe(lists, f"{split}list01"), len(lists[f"{split}list01"])
@@ -77,14 +71,14 @@ class _Describe:
             {name.lower() for name in lists.get(f"testlist{n:02d}", ())} for n in (1, 2, 3)
         ]
 
-    def __call__(self, member: str) -> base.Entry | None:
+    def __call__(self, member: str) -> common.Entry | None:
         name = member.rpartition("/")[2].lower()
         if name not in self.wanted:
             return None
         stem, label = self.wanted[name]
         video_id = stem.removesuffix(".avi")
         tested = [name in test for test in self.tests]
-        return base.Entry(video_id, video_id, readable(label), {"official_test": tested})
+        return common.Entry(video_id, video_id, readable(label), {"official_test": tested})
 
 
 def readable(name: str) -> str:
@@ -132,7 +126,7 @@ def _lists(builder, dl_manager, folder: pathlib.Path | None) -> dict[str, str]:
     for place in () if folder is None else (folder, *sorted(folder.glob("*/"))):
         if (place / "trainlist01.txt").is_file():
             return {path.stem: path.read_text() for path in sorted(place.glob("t*list0[123].txt"))}
-    archive = base.annotations(builder, dl_manager, folder, {"lists": LISTS})["lists"]
+    archive = common.annotations(builder, dl_manager, folder, {"lists": LISTS})["lists"]
     return {
         pathlib.PurePath(member.name).stem: member.read().decode()
         for member in archives.members(archive, suffixes={".txt"})

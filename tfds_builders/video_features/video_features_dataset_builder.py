@@ -14,21 +14,15 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError
-from tfds_builders.common import archives
-from tfds_builders.common import builder as base
-from tfds_builders.common import user_lists as own
+from tfds_builders.common import archives, user_lists
+from tfds_builders.common import builder as common
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 
 
-class Builder(base.VideoBuilder):
+class Builder(common.VideoBuilder):
     """One float32 vector a video; CoCo trains on them with config.video_tower.kind = "features"."""
 
-    NEEDS = base.Needs(
-        fetch="nothing: these are features you extracted",
-        size="as big as they are",
-        put="FOLDER/features.npz (arrays features, ids) and FOLDER/videos.csv (video_id,label)",
-    )
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "npy, npz and HDF5 features."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -50,23 +44,23 @@ class Builder(base.VideoBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         listed = folder / "videos.csv"
         if not listed.is_file():
             raise UserError(f"{listed} is missing; {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-        rows = {row.key: row for row in own.read_videos(listed, "video_id")}
+        rows = {row.key: row for row in user_lists.read_videos(listed, "video_id")}
         classes = sorted({row.label for row in rows.values()})
         self.info.features["label"].names = classes
-        splits = own.class_splits(folder, classes, "video_features")
+        splits = user_lists.class_splits(folder, classes, "video_features")
         self.info.metadata["class_splits"] = splits
         found = {}
         for split in ("train", "test"):
-            named = {k: v for k, v in rows.items() if (v.split or own.drawn(k)) == split}
+            named = {k: v for k, v in rows.items() if (v.split or user_lists.drawn(k)) == split}
             if named:
                 found[split] = self._generate_examples(folder, split, named)
         return found
 
-    def _generate_examples(self, folder: pathlib.Path, split: str, rows: dict[str, own.Row]):
+    def _generate_examples(self, folder: pathlib.Path, split: str, rows: dict[str, user_lists.Row]):
         stored: set[str] = set()
         broken: dict[str, str] = {}
         width = None
@@ -100,7 +94,7 @@ def _flaw(vector: np.ndarray, width: int | None) -> str:
     return ""
 
 
-def read(folder: pathlib.Path, rows: dict[str, own.Row]) -> Iterator[tuple[str, np.ndarray]]:
+def read(folder: pathlib.Path, rows: dict[str, user_lists.Row]) -> Iterator[tuple[str, np.ndarray]]:
     """`(video_id, float32 vector)` of the wanted videos; several rows a video (`T D`) are averaged.
 
     Raises:

@@ -11,24 +11,18 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError
-from tfds_builders.common import archives
-from tfds_builders.common import builder as base
-from tfds_builders.common import user_lists as own
+from tfds_builders.common import archives, user_lists
+from tfds_builders.common import builder as common
 
 
-class Builder(base.VideoBuilder):
+class Builder(common.VideoBuilder):
     """A folder a class, or videos.csv; nothing is downloaded."""
 
-    NEEDS = base.Needs(
-        fetch="nothing: these are your own videos",
-        size="as big as they are",
-        put="FOLDER/ACTION/video.mp4, and in FOLDER/unseen.txt the actions not to train on",
-    )
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Folders, CSV, class splits."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
-        base.Config(name="video", description="The videos' own bytes."),
-        base.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
+        common.Config(name="video", description="The videos' own bytes."),
+        common.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "video"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -37,10 +31,10 @@ class Builder(base.VideoBuilder):
     )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        folder = base.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         rows = find(folder)
         classes = sorted({row.label for row in rows.values()})
-        self.declare(classes, own.class_splits(folder, classes, "video_folder"))
+        self.declare(classes, user_lists.class_splits(folder, classes, "video_folder"))
         found = {}
         for split in ("train", "test"):
             named = {name: row for name, row in rows.items() if row.split == split}
@@ -55,15 +49,15 @@ class Builder(base.VideoBuilder):
 class _Describe:
     """Members by their path under the folder, which is also their id."""
 
-    def __init__(self, rows: dict[str, own.Row]):
+    def __init__(self, rows: dict[str, user_lists.Row]):
         self.rows = rows
 
-    def __call__(self, member: str) -> base.Entry | None:
+    def __call__(self, member: str) -> common.Entry | None:
         row = self.rows.get(member)
-        return row and base.Entry(member, member, row.label)
+        return row and common.Entry(member, member, row.label)
 
 
-def find(folder: pathlib.Path) -> dict[str, own.Row]:
+def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
     """Every video by its path under `folder`, with its class and TFDS split.
 
     Raises:
@@ -72,29 +66,31 @@ def find(folder: pathlib.Path) -> dict[str, own.Row]:
     listed = folder / "videos.csv"
     if listed.is_file():
         rows = {}
-        for row in own.read_videos(listed, "path"):
+        for row in user_lists.read_videos(listed, "path"):
             key = pathlib.PurePosixPath(row.key)
             if key.is_absolute() or ".." in key.parts:
                 raise UserError(
                     f"{listed}: {row.key!r} lies outside {folder}; give a path under it"
                 )
-            if key.suffix.lower() not in base.VIDEO_SUFFIXES:
+            if key.suffix.lower() not in common.VIDEO_SUFFIXES:
                 raise UserError(
                     f"{listed}: {row.key!r} is no video by its name; known are "
-                    f"{' '.join(sorted(base.VIDEO_SUFFIXES))}"
+                    f"{' '.join(sorted(common.VIDEO_SUFFIXES))}"
                 )
             rows[key.as_posix()] = row
     else:
         rows = {}
         for path in archives.files(folder):
             name = path.relative_to(folder)
-            if path.suffix.lower() not in base.VIDEO_SUFFIXES or len(name.parts) < 2:
+            if path.suffix.lower() not in common.VIDEO_SUFFIXES or len(name.parts) < 2:
                 continue  # not a video, or in no action's folder
             split = name.parts[0] if name.parts[0] in ("train", "test") else ""
             if split and len(name.parts) < 3:
                 continue
             label = name.parts[1 if split else 0].replace("_", " ").strip()
-            rows[name.as_posix()] = own.Row(name.as_posix(), label, split)
+            rows[name.as_posix()] = user_lists.Row(name.as_posix(), label, split)
     if not rows:
         raise UserError(f"{folder}: no videos; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-    return {name: row._replace(split=row.split or own.drawn(name)) for name, row in rows.items()}
+    return {
+        name: row._replace(split=row.split or user_lists.drawn(name)) for name, row in rows.items()
+    }

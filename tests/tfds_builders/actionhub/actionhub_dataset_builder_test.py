@@ -19,8 +19,7 @@ from tensorflow_datasets.core import shuffle
 
 from coco_jax.errors import UserError
 from tfds_builders.actionhub import actionhub_dataset_builder as module
-from tfds_builders.actionhub import readers
-from tfds_builders.actionhub import streaming as walk
+from tfds_builders.actionhub import readers, streaming
 from tfds_builders.actionhub.readers import Row
 
 FAKES_KEPT = 9
@@ -256,7 +255,7 @@ def test_a_broken_gzip_is_one_line(tmp_path, name):
 def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, row):
     data = row * 100_000
     path = write(tmp_path / name, f"[{data[:-2]}]" if "json." in name else data)
-    assert len(data) / path.stat().st_size > walk.MAX_RATIO
+    assert len(data) / path.stat().st_size > streaming.MAX_RATIO
     assert len(rows_of(path)) == 100_000  # the ratio alone is no reason: captions repeat
     monkeypatch.setattr(walk, "MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="a gzip that has grown"):

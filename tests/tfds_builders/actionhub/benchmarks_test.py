@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from coco_jax.errors import UserError
 from tests.tfds_builders.actionhub import fake_benchmark
 from tfds_builders.actionhub import actionhub_dataset_builder as module
-from tfds_builders.actionhub import benchmarks as built
+from tfds_builders.actionhub import benchmarks
 
 CLASSES = ["ApplyEyeMakeup", "HandstandPushups", "YoYo"]
 
@@ -123,11 +123,11 @@ def test_tested_videos_are_those_of_test_and_of_classes_held_out(tmp_path):
     fake_benchmark.store(tmp_path, "kinetics_zsar", ["a", "b", "c", "d"], splits, videos, "video")
     fake_benchmark.store(tmp_path, "video_folder", ["z"], {}, {"test": [("own", "z")]})
     (tmp_path / "downloads" / "1.0.0").mkdir(parents=True)
-    assert built.builds(tmp_path) == ["kinetics_zsar/video", "video_folder/video"]
-    assert set(built.tested(tmp_path)) == {
+    assert benchmarks.builds(tmp_path) == ["kinetics_zsar/video", "video_folder/video"]
+    assert set(benchmarks.tested(tmp_path)) == {
         ("train_c", "kinetics_zsar/video"),
         ("train_d", "kinetics_zsar/video"),
         ("test_b", "kinetics_zsar/video"),
         ("own", "video_folder/video"),
     }
-    assert list(built.tested(tmp_path / "nowhere")) == []
+    assert list(benchmarks.tested(tmp_path / "nowhere")) == []

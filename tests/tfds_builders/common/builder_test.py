@@ -22,7 +22,7 @@ from coco_jax.errors import UserError
 from tests.tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists
 from tfds_builders.build import build, names
 from tfds_builders.common import builder as base
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -34,7 +34,7 @@ def hundred(tmp_path) -> pathlib.Path:
     found = [
         f"{action}/{n:02d}.mp4" for action in ("hop", "skip", "jump", "run") for n in range(25)
     ]
-    fakes.write(folder, found)
+    testing.write(folder, found)
     cut = folder / "hop" / "03.mp4"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (folder / "run" / "07.mp4").write_bytes(b"<html>404 Not Found</html>" * 9)
@@ -116,7 +116,7 @@ def folder_config(data: pathlib.Path, name: str) -> ConfigDict:
 def both(tmp_path_factory) -> pathlib.Path:
     """Four actions, stored as they are and as JPEG frames at the videos' own size and rate."""
     place = tmp_path_factory.mktemp("both")
-    fakes.write(
+    testing.write(
         place / "mine",
         [f"{split}/{a}/{n}.mp4" for split in ("train", "test") for a in "abcd" for n in range(4)],
     )
@@ -131,7 +131,7 @@ def test_jpeg_frames_show_what_the_video_shows(both):
     for storage in ("video", "jpeg"):
         config = folder_config(both, f"video_folder/{storage}")
         task = make_task(config)
-        clip = ClipReader(task.dataset.records, config, training=False)
+        clip = ClipReader(config, training=False, records=task.dataset.records)
         rng = np.random.default_rng(0)
         clips[storage] = {
             v: clip(n, rng)["video"] for n, v in enumerate(task.dataset.records.video_ids)
@@ -209,14 +209,14 @@ def test_every_config_names_datasets_that_have_a_builder():
 
 def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
     """One real video among generated ones of the other 100 classes: built, trained on, tested."""
-    from coco_jax.main import run
+    from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
     label_map = clips.parent / "annotations" / "ucf101" / "label_map.txt"
     labels = label_map.read_text().split()
     placed = tmp_path / "placed"
     found = fake_lists(placed / "ucfTrainTestlist", labels, each=1)
-    fakes.write(placed / "UCF-101", found)
+    testing.write(placed / "UCF-101", found)
     shutil.copyfile(
         clips / "applying_eye_makeup.avi",
         placed / "UCF-101" / "ApplyEyeMakeup" / "v_ApplyEyeMakeup_g01_c01.avi",
@@ -230,7 +230,7 @@ def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
         str(tmp_path / "data"), data__name="ucf101_zsar/intra", split=split, ablation="label",
         text__corpus=None, data__batch=8, text__vocabulary=150, optimizer__steps=3,
     )  # fmt: skip
-    figures = run(config, tmp_path / "run", "both", False)
+    figures = run(config, tmp_path / "run")
     assert figures["unseen_videos"] == 100 and len(figures["unseen_classes"]) == 50
     shown = {e["video_id"] for e in figures["examples"] if e["action"] == name}
     assert shown <= {"v_ApplyEyeMakeup_g01_c01", "v_ApplyEyeMakeup_g08_c01"} and shown
@@ -240,17 +240,17 @@ def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
 
 def test_a_cross_dataset_run_tests_each_official_split(tmp_path):
     """Trained on one dataset, tested on another that shares a class name with it."""
-    from coco_jax.main import run
+    from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
     data, placed = tmp_path / "data", tmp_path / "placed"
-    fakes.write(
+    testing.write(
         tmp_path / "mine", [f"{a}/{n}.mp4" for a in ("archery", "b", "c", "d") for n in range(5)]
     )
     (tmp_path / "mine" / "unseen.txt").write_text("d\n")
     build("video_folder", str(data), str(tmp_path / "mine"))
     labels = ("Archery", "Biking", "Diving", "HighJump")
-    fakes.write(placed / "UCF-101", fake_lists(placed / "lists", labels, each=1))
+    testing.write(placed / "UCF-101", fake_lists(placed / "lists", labels, each=1))
     build("ucf101_zsar/cross", str(data), str(placed))
     config = tiny_config(
         str(data), data__name="video_folder/video", protocol="cross", data__test_name="ucf101_zsar/cross",
@@ -266,7 +266,7 @@ def test_a_cross_dataset_run_tests_each_official_split(tmp_path):
     assert sizes == {"1": 4, "2": 2, "half1": 4}
     labels_of = task.dataset.records.labels
     assert not set(labels_of[task.plan.train]) & set(labels_of[task.plan.test_unseen])
-    figures = run(config, tmp_path / "run", "both", False)
+    figures = run(config, tmp_path / "run")
     assert (
         len(figures["cross"]["official"]["top1"]) == 2
         and len(figures["cross"]["half"]["top1"]) == 1

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from coco_jax.errors import UserError
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 from tfds_builders.common.builder import protocol_splits
 from tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder as hmdb51
 
@@ -38,7 +38,7 @@ class Hmdb51ZsarTest(tfds.testing.DatasetBuilderTestCase):
     def setUpClass(cls):
         cls.EXAMPLE_DIR = tempfile.mkdtemp()
         folder = pathlib.Path(cls.EXAMPLE_DIR)
-        fakes.write(folder / "hmdb51_org", fake_lists(folder / "testTrainMulti_7030_splits"))
+        testing.write(folder / "hmdb51_org", fake_lists(folder / "testTrainMulti_7030_splits"))
         super().setUpClass()
 
 
@@ -46,7 +46,7 @@ def test_official_tests_are_kept_for_each_split(tmp_path):
     from coco_jax.data import dataset as datasets
     from tfds_builders.build import build
 
-    fakes.write(tmp_path / "placed" / "videos", fake_lists(tmp_path / "placed" / "lists"))
+    testing.write(tmp_path / "placed" / "videos", fake_lists(tmp_path / "placed" / "lists"))
     build("hmdb51_zsar/cross", str(tmp_path / "data"), str(tmp_path / "placed"))
     dataset = datasets.load("hmdb51_zsar/cross", str(tmp_path / "data"))
     assert dataset.classes == ("brush hair", "catch", "sword exercise", "wave")

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from coco_jax.data import dataset as datasets
 from coco_jax.errors import UserError
 from tfds_builders.build import build
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
 
 REAL = pathlib.Path(__file__).resolve().parents[4] / "shared" / "annotations" / "kinetics"
@@ -48,7 +48,7 @@ def fake_videos(folder: pathlib.Path) -> None:
     train = [(name, youtube_id(n)) for n, name in enumerate(SEEN * 2)]
     train.append((SEEN[0], youtube_id(20)))  # tested under a new class: must not be trained on
     table(folder / "k400" / "train.csv", train)
-    fakes.write(
+    testing.write(
         folder / "k400" / "train",
         [f"{name.replace(' ', '_')}/{v}_000001_000011.mp4" for name, v in train],
     )
@@ -63,8 +63,8 @@ def fake_videos(folder: pathlib.Path) -> None:
         with tarfile.open(place / "part_0.tar.gz", "w:gz") as out:
             for n, (_, video_id) in enumerate(rows):
                 info = tarfile.TarInfo(f"{video_id}_000001_000011.mp4")
-                info.size = len(fakes.video(50 + n))
-                out.addfile(info, io.BytesIO(fakes.video(50 + n)))
+                info.size = len(testing.video(50 + n))
+                out.addfile(info, io.BytesIO(testing.video(50 + n)))
 
 
 class KineticsZsarTest(tfds.testing.DatasetBuilderTestCase):
@@ -161,7 +161,7 @@ def test_class_folders_do_without_csvs(placed):
     for part in ("val", "test"):
         for path in (placed / "placed" / "k600" / part).iterdir():
             path.unlink()
-    fakes.write(placed / "placed" / "k600" / "val", [
+    testing.write(placed / "placed" / "k600" / "val", [
         f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
         f"Acting in Play/{youtube_id(0)}.mp4",  # also a training video's id
     ])  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from coco_jax.errors import UserError
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 from tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder as ucf101
 
 REAL = pathlib.Path(__file__).resolve().parents[4] / "shared" / "annotations" / "ucf101"
@@ -40,13 +40,13 @@ class Ucf101ZsarTest(tfds.testing.DatasetBuilderTestCase):
         folder = pathlib.Path(cls.EXAMPLE_DIR)
         names = fake_lists(folder / "ucfTrainTestlist")
         # As in the archive, whose spelling of HandstandPushups differs from the lists'.
-        fakes.write(folder / "UCF-101", [n.replace("v_HandStand", "v_Handstand") for n in names])
+        testing.write(folder / "UCF-101", [n.replace("v_HandStand", "v_Handstand") for n in names])
         super().setUpClass()
 
 
 def test_the_zip_and_the_zipped_lists_are_read(tmp_path):
     names = fake_lists(tmp_path / "lists")
-    fakes.write(tmp_path / "videos" / "UCF101", [n.rpartition("/")[2] for n in names])
+    testing.write(tmp_path / "videos" / "UCF101", [n.rpartition("/")[2] for n in names])
     place = tmp_path / "placed"
     place.mkdir()
     for archive, packed in (("UCF101_videos.zip", "videos"), ("lists.zip", "lists")):

@@ -97,7 +97,7 @@ def test_flawed_features_are_left_out_and_pickles_refused(tmp_path):
 
 
 def test_coco_trains_on_features(tmp_path):
-    from coco_jax.main import run
+    from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
     place = tmp_path / "placed"

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from coco_jax.errors import UserError
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 from tfds_builders.common import user_lists as own
 from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
 
@@ -23,7 +23,7 @@ class VideoFolderTest(tfds.testing.DatasetBuilderTestCase):
         cls.EXAMPLE_DIR = tempfile.mkdtemp()
         names = [f"train/{a}/{n}.mp4" for a in ("rope_skipping", "hop") for n in range(3)]
         names += [f"test/{a}/9.avi" for a in ("rope_skipping", "hop")]
-        fakes.write(pathlib.Path(cls.EXAMPLE_DIR), names)
+        testing.write(pathlib.Path(cls.EXAMPLE_DIR), names)
         (pathlib.Path(cls.EXAMPLE_DIR) / "unseen.txt").write_text("hop\n")
         super().setUpClass()
 
@@ -47,10 +47,10 @@ def test_folders_name_actions_and_splits(tmp_path):
 
 
 def test_actions_on_another_disk_are_found(tmp_path):
-    fakes.write(tmp_path / "disk", [f"{n}.mp4" for n in range(3)])
+    testing.write(tmp_path / "disk", [f"{n}.mp4" for n in range(3)])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "hop").symlink_to(tmp_path / "disk")
-    fakes.write(tmp_path / "mine", ["run/0.mp4"])
+    testing.write(tmp_path / "mine", ["run/0.mp4"])
     (tmp_path / "mine" / "unseen.txt").write_text("run\n")
     assert sorted(video_folder.find(tmp_path / "mine")) == [
         "hop/0.mp4", "hop/1.mp4", "hop/2.mp4", "run/0.mp4",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfds_builders.actionhub import names
+from coco_jax.data import action_names
 
-SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared"
+SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
 KINETICS = {n: f"kinetics/label_map_k{n}.txt" for n in (400, 600, 700)}
 MAPS = [*KINETICS.values(), "ucf101/label_map.txt", "hmdb51/label_map.txt"]
 DEFINED = [
@@ -45,7 +45,7 @@ def lines(name):
     ],
 )
 def test_spellings_of_one_name(one, other):
-    assert names.normal(one) == names.normal(other) != ""
+    assert action_names.normal(one) == action_names.normal(other) != ""
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_spellings_of_one_name(one, other):
     ],
 )
 def test_names_that_differ_stay_apart(one, other):
-    assert names.normal(one) != names.normal(other)
+    assert action_names.normal(one) != action_names.normal(other)
 
 
 @pytest.mark.parametrize("name", MAPS + DEFINED)
 def test_no_two_classes_of_a_benchmark_have_one_key(name):
     groups = collections.defaultdict(list)
     for label in lines(name):
-        groups[names.normal(label)].append(label)
+        groups[action_names.normal(label)].append(label)
     assert [group for group in groups.values() if len(group) > 1] == []
     assert "" not in groups
 
@@ -83,14 +83,14 @@ def test_a_class_respelled_is_found_and_no_other(name):
         lambda s: "the " + s,
     ]
     for way in ways:
-        result = names.match(map(way, labels), labels)
+        result = action_names.match(map(way, labels), labels)
         assert result.found == {way(label): label for label in labels}
         assert not result.unmatched_classes
 
 
 def test_ucf101_names_its_classes_two_ways():
     folders, words = lines("ucf101/label_map.txt"), lines("ucf101/classes_label_defn.json")
-    result = names.match(words, folders)
+    result = action_names.match(words, folders)
     assert len(result.found) == len(set(result.found.values())) == 101
     assert not result.unmatched_actions + result.unmatched_classes
     assert result.found["hand stand pushups"] == "HandstandPushups"
@@ -100,7 +100,9 @@ def test_ucf101_names_its_classes_two_ways():
 
 
 def test_hmdb51_names_its_classes_two_ways():
-    result = names.match(lines("hmdb51/classes_label_defn.json"), lines("hmdb51/label_map.txt"))
+    result = action_names.match(
+        lines("hmdb51/classes_label_defn.json"), lines("hmdb51/label_map.txt")
+    )
     assert result.found == {label.replace("_", " "): label for label in result.found.values()}
     assert len(result.found) == 51
 
@@ -108,35 +110,35 @@ def test_hmdb51_names_its_classes_two_ways():
 def test_the_renamed_classes_are_those_of_the_files():
     k400, k600, defined = map(lines, [KINETICS[400], KINETICS[600], DEFINED[0]])
     assert len(set(defined)) == 620
-    assert set(names.RENAMED.values()) == set(k600) - set(defined)
-    assert set(names.RENAMED) <= set(k400) - set(k600)
-    assert len(names.RENAMED) == 12
+    assert set(action_names.RENAMED.values()) == set(k600) - set(defined)
+    assert set(action_names.RENAMED) <= set(k400) - set(k600)
+    assert len(action_names.RENAMED) == 12
 
 
 def test_kinetics_600_is_matched_to_the_620_class_for_class():
-    result = names.match(lines(KINETICS[600]), lines(DEFINED[0]))
+    result = action_names.match(lines(KINETICS[600]), lines(DEFINED[0]))
     assert not result.unmatched_actions
     assert not result.ambiguous
     assert len(set(result.found.values())) == 600
-    back = {new: old for old, new in names.RENAMED.items()}
+    back = {new: old for old, new in action_names.RENAMED.items()}
     assert result.found == {label: back.get(label, label) for label in result.found}
 
 
 def test_kinetics_700_keeps_its_two_ways_of_waking_up():
-    result = names.match(["waking up", "BabyWakingUp"], lines(KINETICS[700]))
+    result = action_names.match(["waking up", "BabyWakingUp"], lines(KINETICS[700]))
     assert result.found == {"waking up": "waking up", "BabyWakingUp": "baby waking up"}
 
 
 def test_kinetics_400_is_matched_to_600_once_at_most():
-    result = names.match(lines(KINETICS[400]), lines(KINETICS[600]))
+    result = action_names.match(lines(KINETICS[400]), lines(KINETICS[600]))
     times = collections.Counter(result.found.values())
     assert [label for label, count in times.items() if count > 1] == []
-    assert {result.found[old] for old in names.RENAMED} == set(names.RENAMED.values())
+    assert {result.found[old] for old in action_names.RENAMED} == set(action_names.RENAMED.values())
 
 
 def test_brackets_at_the_end_matter_only_where_both_have_them():
     classes = ["curling (sport)", "pass (in game)", "pass (not in game)", "fencing"]
-    result = names.match(["Curling", "pass", "pass (at home)", "fencing (sport)"], classes)
+    result = action_names.match(["Curling", "pass", "pass (at home)", "fencing (sport)"], classes)
     assert result.found == {"Curling": "curling (sport)", "fencing (sport)": "fencing"}
     assert result.ambiguous == {"pass": ["pass (in game)", "pass (not in game)"]}
     assert result.unmatched_actions == ["pass (at home)"]
@@ -144,16 +146,18 @@ def test_brackets_at_the_end_matter_only_where_both_have_them():
 
 
 def test_two_classes_of_one_key_are_never_merged():
-    result = names.match(["clap", "claps", "clapping hands"], ["clap", "clapping"])
+    result = action_names.match(["clap", "claps", "clapping hands"], ["clap", "clapping"])
     assert result.found == {"clap": "clap"}
     assert result.ambiguous == {"claps": ["clap", "clapping"]}
-    assert names.match(["CLAP"], ["clap", "clapping"]).found == {"CLAP": "clap"}  # the closer
+    assert action_names.match(["CLAP"], ["clap", "clapping"]).found == {
+        "CLAP": "clap"
+    }  # the closer
     assert result.unmatched_actions == ["clapping hands"]
 
 
 @pytest.mark.parametrize("name", ["", "!?", "()", "(", "🏂"])
 def test_a_name_of_no_word_matches_nothing_but_itself_is_no_class(name):
-    result = names.match([name], ["luge", "..."])
+    result = action_names.match([name], ["luge", "..."])
     assert result.found == {}
     assert result.unmatched_actions == [name]
 
@@ -163,7 +167,7 @@ NAME = st.text(st.characters(codec="utf-8"), max_size=20)
 
 @given(actions=st.lists(NAME, max_size=6), classes=st.lists(NAME, max_size=6))
 def test_every_name_is_accounted_for_once(actions, classes):
-    result = names.match(actions, classes)
+    result = action_names.match(actions, classes)
     accounted = [*result.found, *result.unmatched_actions, *result.ambiguous]
     assert sorted(accounted) == sorted(set(actions))
     assert set(classes) == set(result.found.values()) | set(result.unmatched_classes)
@@ -172,4 +176,4 @@ def test_every_name_is_accounted_for_once(actions, classes):
 
 @given(NAME)
 def test_case_and_space_around_make_no_difference(name):
-    assert names.normal(f" {name}\t") == names.normal(name)
+    assert action_names.normal(f" {name}\t") == action_names.normal(name)

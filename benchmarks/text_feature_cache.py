@@ -1,7 +1,7 @@
 """Draws from a description bank of ActionHub's size: how long, and how much memory over many draws.
 
-    python -m benchmarks.bank --dir=/tmp/bank                    # 3.6 million rows of 384 values, 2.8 GB
-    python -m benchmarks.bank --dir=/tmp/bank --rows=100000
+    python -m benchmarks.text_feature_cache --dir=/tmp/bank                    # 3.6 million rows of 384 values, 2.8 GB
+    python -m benchmarks.text_feature_cache --dir=/tmp/bank --rows=100000
 
 The features are made up; their spread over 1,211 actions is Zipf's. Memory is what the process
 itself holds (RssAnon): mapped pages of the file belong to the system, which takes them back at will.

@@ -1,0 +1,168 @@
+"""What the commands share: flags, packaged configs, one-line errors, quiet libraries."""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from coco_jax.config import no_such_field
+from coco_jax.errors import UserError, reported
+
+
+def run_command(
+    command: Callable[[list[str]], None], program: str, *, accepts_words: bool = False
+) -> None:
+    """Runs a command with absl: reads its flags, hides library noise, reports errors in one line.
+
+    Exit code 2 after a `UserError`, 130 after Ctrl-C.
+
+    Args:
+      command: takes the arguments that are not flags.
+      program: its name in messages.
+      accepts_words: whether arguments that are not flags are allowed.
+    """
+
+    def quiet_command(argv: list[str]) -> None:
+        quiet()
+        with reported(program):
+            command(argv)
+
+    try:
+        app.run(quiet_command, flags_parser=parser(program, accepts_words))
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def writable_folder(folder: pathlib.Path, flag: str) -> None:
+    """Makes a folder and checks that files can be written there.
+
+    Raises:
+      UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag}={folder}: {error.strerror}; choose another folder") from error
+
+
+def parser(program: str, accepts_words: bool = False) -> Callable[[list[str]], list[str]]:
+    """A flags parser for absl's `app.run`: a wrong flag is one line and exit code 2.
+
+    A command with a --config needs one, by the path of a file or by the name of a packaged config.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        with reported(program):
+            has_config = "config" in flags.FLAGS
+            if has_config:
+                argv = _find_config(argv)
+            try:
+                words = flags.FLAGS(argv)
+                if has_config and flags.FLAGS.config is not None:
+                    flags.FLAGS.config.to_dict()  # absl reads the file and overrides lazily
+            except flags.Error as error:
+                raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
+            except (KeyError, AttributeError) as error:
+                field = re.search(r"[Kk]ey \"([^\"]+)\"|'([^']+)'", str(error))
+                name = next(filter(None, field.groups()), "") if field else str(error)
+                overrides = [a for a in argv if a.lstrip("-").startswith("config.")]
+                written = next((a for a in overrides if name in a), name).lstrip("-").split("=")[0]
+                raise UserError(no_such_field(written.removeprefix("config."))) from error
+            except (ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"--config: {reason} (fields: coco_jax/config.py)") from error
+            if has_config and flags.FLAGS.config is None:
+                raise UserError("--config is missing; try --config=demo")
+            if len(words) > 1 and not accepts_words:
+                raise UserError(f"{words[1]!r} is not a flag; see --help")
+        return words
+
+    return parse
+
+
+def packaged_configs() -> dict[str, pathlib.Path]:
+    """The configs that come with the package, by name."""
+    spec = importlib.util.find_spec("coco_jax.configs")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    files = (file for folder in folders for file in pathlib.Path(folder).glob("*.py"))
+    return {file.stem: file for file in sorted(files) if file.stem != "__init__"}
+
+
+def _find_config(argv: list[str]) -> list[str]:
+    """The arguments with the path of a config in place of its name; checks that the file loads.
+
+    Raises:
+      UserError: there is no such config, or it does not load.
+    """
+    argv = list(argv)
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not equals:
+            i, value = i + 1, argv[i + 1] if i + 1 < len(argv) else ""
+        name, colon, parameter = value.partition(":")
+        packaged = packaged_configs()
+        if not pathlib.Path(name).is_file():
+            if name.removeprefix("configs/").removesuffix(".py") not in packaged:
+                near = difflib.get_close_matches(name, packaged, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"--config={value}: neither a file nor a config of the package; {hint}the package "
+                    f"has {', '.join(packaged)}"
+                )
+            name = str(packaged[name.removeprefix("configs/").removesuffix(".py")])
+        _check_config_file(name, parameter)
+        argv[i] = f"{flag}={name}{colon}{parameter}" if equals else f"{name}{colon}{parameter}"
+        break
+    return argv
+
+
+def _check_config_file(path: str, parameter: str) -> None:
+    """Runs the user's config file once, so that its own errors are reported as such.
+
+    Raises:
+      UserError: it raises an error, or gives no ConfigDict.
+    """
+    spec = importlib.util.spec_from_file_location("checked_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: not a Python file")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(*filter(None, [parameter]))
+    except Exception as error:  # the file is the user's code and may raise anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == path]  # fmt: skip
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+        where = f"{path}:{line or (lines[-1] if lines else 1)}"
+        message = " ".join(str(error).split())[:200]
+        raise UserError(f"--config: {where}: {type(error).__name__}: {message}") from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UserError(f"--config: {path}: get_config() returns a {kind}, not a ConfigDict")
+
+
+def quiet() -> None:
+    """Hides banners and messages of libraries below a warning, unless --verbosity is given."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # The traceback of a background thread; the error itself is raised in the main thread.
+        logging.get_absl_logger().addFilter(
+            lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+        )

@@ -1,0 +1,63 @@
+"""What must be fetched by hand before a dataset can be built. Read by errors here and by the builders."""
+
+from typing import NamedTuple
+
+
+class Requirement(NamedTuple):
+    """What to fetch, its size, and where to put it; FOLDER is the builder's --manual_dir."""
+
+    fetch: str
+    size: str
+    put: str
+
+
+# Every dataset that tfds_builders/ can build; None: nothing has to be fetched.
+REQUIREMENTS: dict[str, Requirement | None] = {
+    "motion_zsar": None,
+    "actionhub": Requirement(
+        fetch="descriptions of the actions: ActionHub if you have it, or public captions (VATEX, "
+        "ActivityNet Captions), or your own; no public download of ActionHub is known",
+        size="up to 0.5 GB (3.6 million rows)",
+        put="FOLDER/*.jsonl, *.csv, *.json or ACTION.txt; tfds_builders/actionhub/README.md",
+    ),
+    "actionhub/motion": None,
+    "kinetics_zsar": Requirement(
+        fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
+        "CSVs: https://github.com/cvdfoundation/kinetics-dataset",
+        # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400: estimated from the same size a video.
+        size="about 370 GB (240,000 videos) + 43 GB + 88 GB; the built dataset takes as much again",
+        put="FOLDER/k400/train, FOLDER/k600/val, FOLDER/k600/test; CSVs as FOLDER/k400/train.csv, "
+        "FOLDER/k600/val.csv, FOLDER/k600/test.csv",
+    ),
+    "ucf101_zsar": Requirement(
+        fetch="nothing, the command downloads it; or UCF101.rar from "
+        "https://www.crcv.ucf.edu/data/UCF101.php",
+        size="7 GB (13,320 videos); the built dataset takes as much again",
+        put="FOLDER/UCF101.rar or FOLDER/UCF-101 if you have it; otherwise leave out --manual_dir",
+    ),
+    "hmdb51_zsar": Requirement(
+        fetch="hmdb51_org.rar and test_train_splits.rar: "
+        "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/",
+        size="2 GB (6,766 videos); the built dataset takes as much again",
+        put="FOLDER/hmdb51_org.rar, FOLDER/test_train_splits.rar (or both extracted)",
+    ),
+    "video_folder": Requirement(
+        fetch="nothing: these are your own videos",
+        size="the size of your videos",
+        put="FOLDER/ACTION/video.mp4, and in FOLDER/unseen.txt the actions not to train on",
+    ),
+    "video_features": Requirement(
+        fetch="nothing: these are features that you extracted",
+        size="the size of your features",
+        put="FOLDER/features.npz (arrays features, ids) and FOLDER/videos.csv (video_id,label)",
+    ),
+}
+
+
+def requirement(name: str) -> Requirement | None:
+    """The requirement of `name` or `name/config`; None if nothing has to be fetched.
+
+    Raises:
+      KeyError: no builder makes such a dataset.
+    """
+    return REQUIREMENTS[name] if name in REQUIREMENTS else REQUIREMENTS[name.partition("/")[0]]
