@@ -1,20 +1,25 @@
-# make demo, make test: all that a fresh machine with Python >= 3.11, git and make needs.
+# `make demo` and `make test` need only Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
-.PHONY: help env data demo ablation test lint clean
+.PHONY: help env lock data demo ablation test lint docs clean
 
-help:  ## what there is
+help:  ## lists the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 env: $(VENV)/installed  ## the virtual environment
-$(VENV)/installed: requirements.txt requirements-test.txt requirements-beam.txt pyproject.toml
+$(VENV)/installed: requirements-lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+lock:  ## renews requirements-lock.txt from pyproject.toml (needs uv)
+	uv pip compile --python-version=3.11 --extra=dev --no-header --no-annotate --no-emit-index-url \
+		--upgrade --output-file=requirements-lock.txt pyproject.toml
 
 data: env  ## renders the demo's videos and writes its corpus (20 seconds, 7 MB)
 	$(BIN)/python -m tfds_builders.build motion_zsar actionhub/motion --data_dir=$(DATA)
@@ -29,14 +34,18 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-# Apart from the rest: where JAX finds it beside itself, it looks for a TPU at each start.
+# In a folder of its own: if JAX finds libtpu in its environment, it looks for a TPU at each start.
 $(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $@ -r requirements-compile.txt
 	touch $@
 
 test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
+
+docs: env  ## builds the documentation in site/
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## removes data and runs
 	rm -rf $(DATA) runs

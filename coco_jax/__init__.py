@@ -7,11 +7,12 @@ recognizer.rank(["a.mp4"], ["juggling", "rope skipping"])
 import os
 from typing import TYPE_CHECKING, Any
 
+from coco_jax.version import __version__
+
 if TYPE_CHECKING:
     from coco_jax.recognition.recognizer import Recognizer
 
-__version__ = "0.2.0"
-__all__ = ["Recognizer", "load"]
+__all__ = ["Recognizer", "__version__", "load"]
 
 
 def load(folder: str | os.PathLike[str]) -> "Recognizer":

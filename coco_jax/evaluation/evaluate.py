@@ -7,7 +7,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
-from coco_jax.data.loader import ClipReader, evaluation_batches
+from coco_jax.data.clip_reader import ClipReader
+from coco_jax.data.loader import evaluation_batches
 from coco_jax.data.splits import Plan, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
-from coco_jax.data.loader import stored
+from coco_jax.data.clip_reader import stored
 
 STRIP_FRAMES = 6
 MAX_CLIPS = 16  # one for each unseen class, at most

@@ -15,11 +15,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-import coco_jax
 from coco_jax.config import migrate
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
+from coco_jax.version import __version__
 
 # What may differ between a run and its resumption: where and how fast it runs, not what it computes
 # (but for the order in which another mesh adds floats).
@@ -74,7 +74,7 @@ class Checkpoints:
         meta = {
             "next_batch": next_batch,
             "config": config.to_dict(),
-            "coco_jax": coco_jax.__version__,
+            "coco_jax": __version__,
             "jax": jax.__version__,
             "fingerprint": np.asarray(self._program.fingerprint(state)).tolist(),
         }

@@ -8,7 +8,8 @@ from absl import flags, logging
 
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
-from coco_jax.data.loader import ClipReader, TrainLoader, evaluation_batches
+from coco_jax.data.clip_reader import ClipReader
+from coco_jax.data.loader import TrainLoader, evaluation_batches
 from coco_jax.errors import UserError
 
 

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
-from coco_jax.data.loader import ClipReader, TrainLoader
+from coco_jax.data.clip_reader import ClipReader
+from coco_jax.data.loader import TrainLoader
 from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
 from tests.tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists

@@ -1,0 +1,106 @@
+"""The console command coco-jax: one name for all commands."""
+
+import difflib
+import importlib.util
+import runpy
+import sys
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command: the module that runs it, fixed arguments, an example, and what it needs installed."""
+
+    module: str
+    about: str
+    example: str
+    arguments: tuple[str, ...] = ()
+    needs: str = ""  # a package that only `extra` brings
+    extra: str = ""
+
+
+COMMANDS = {
+    "predict": Command(
+        "coco_jax.predict",
+        "name the actions in your own videos",
+        'coco-jax predict --checkpoint=RUN --video=a.mp4 --actions="juggling, rope skipping"',
+    ),
+    "train": Command(
+        "coco_jax.main",
+        "train and evaluate the runs of a config",
+        "coco-jax train --config=demo --workdir=runs/demo",
+        needs="clu",
+        extra="train",
+    ),
+    "evaluate": Command(
+        "coco_jax.main",
+        "evaluate runs that are trained",
+        "coco-jax evaluate --config=demo --workdir=runs/demo",
+        arguments=("--mode=evaluate",),
+        needs="clu",
+        extra="train",
+    ),
+    "data": Command(
+        "tfds_builders.build",
+        "build datasets",
+        "coco-jax data build motion_zsar actionhub/motion --data_dir=data",
+        needs="tensorflow_datasets",
+        extra="datasets",
+    ),
+    "compile": Command(
+        "coco_jax.compile",
+        "compile a config for TPUs or GPUs that are not here",
+        "coco-jax compile --config=k400_zsar --topology=v5e:16x16",
+        needs="clu",
+        extra="compile",
+    ),
+}
+
+
+def usage() -> str:
+    """What `coco-jax --help` prints."""
+    lines = [
+        "coco-jax: zero-shot action recognition with CoCo and ActionHub (arXiv 2401.11654)",
+        "",
+        "usage: coco-jax COMMAND [--flag=value ...]; coco-jax COMMAND --help lists the flags",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:9} {command.about}", f"            {command.example}", ""]
+    lines.append("Each command is also a module, for example python -m coco_jax.predict.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(usage())
+        return
+    if name == "--version":
+        from coco_jax.version import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        _fail(f"there is no command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if command.needs and not importlib.util.find_spec(command.needs):
+        _fail(f'coco-jax {name} needs more packages: pip install "coco_jax[{command.extra}]"')
+    if name == "data":
+        if arguments[:1] == ["build"]:
+            arguments = arguments[1:]
+        elif not arguments or not arguments[0].startswith("-"):
+            _fail(f"say what to do with the data, e.g. {command.example}")
+    sys.argv = [f"coco-jax {name}", *command.arguments, *arguments]
+    runpy.run_module(command.module, run_name="__main__", alter_sys=False)
+
+
+def _fail(message: str) -> None:
+    print(f"coco-jax: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
