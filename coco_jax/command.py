@@ -13,7 +13,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from coco_jax.config import no_such_field
+from coco_jax.config import default, flatten, no_such_field
 from coco_jax.errors import UserError, reported
 
 
@@ -77,11 +77,10 @@ def parser(program: str, accepts_words: bool = False) -> Callable[[list[str]], l
             except flags.Error as error:
                 raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
             except (KeyError, AttributeError) as error:
-                field = re.search(r"[Kk]ey \"([^\"]+)\"|'([^']+)'", str(error))
-                name = next(filter(None, field.groups()), "") if field else str(error)
-                overrides = [a for a in argv if a.lstrip("-").startswith("config.")]
-                written = next((a for a in overrides if name in a), name).lstrip("-").split("=")[0]
-                raise UserError(no_such_field(written.removeprefix("config."))) from error
+                overrides = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE)
+                known = flatten(default().to_dict())
+                unknown = [field for field in overrides if field not in known]
+                raise UserError(no_such_field((unknown or overrides or [str(error)])[0])) from error
             except (ValueError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise UserError(f"--config: {reason} (fields: coco_jax/config.py)") from error

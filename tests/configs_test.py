@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from coco_jax.config import default, validate
-from coco_jax.main import run
+from coco_jax.evaluation.experiment import run
 from coco_jax.sharding import make_mesh, path_of
 from coco_jax.training.step import make_program
 from tests.tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder_test as hmdb51_test

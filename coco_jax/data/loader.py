@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from coco_jax.data import video as videos

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from coco_jax import sharding, weights
 from coco_jax.config import load_stored, uses_descriptions
-from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.clip_reader import ClipReader
+from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.data.video import VideoError

@@ -9,7 +9,7 @@ def run(ablation, seed, top1, **changes):
     general = {"seen": 0.5, "unseen": 0.25, "harmonic": 1 / 3, "auc": 0.2}
     return {
         "ablation": ablation, "split": "1", "seed": seed, "top1": top1, "top5": 1.0,
-        "generalised": general, "unseen_classes": list("abcd"),
+        "generalised": general, "unseen_classes": list("abcd"), "unseen_videos": 8, "chance": 0.25,
     } | changes  # fmt: skip
 
 

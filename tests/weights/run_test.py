@@ -7,7 +7,7 @@ from coco_jax import presets, sharding, weights
 from coco_jax.data.task import make_task
 from coco_jax.evaluation.evaluate import evaluate
 from coco_jax.evaluation.results import write_json
-from coco_jax.predict import Recognizer
+from coco_jax.recognition.recognizer import Recognizer
 from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
 

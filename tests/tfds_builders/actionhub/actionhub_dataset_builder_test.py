@@ -190,7 +190,7 @@ def test_any_text_comes_through(tmp_path_factory, name, rows):
 def test_json_is_the_same_in_chunks_of_any_size(tmp_path_factory, rows, chunk):
     path = write(tmp_path_factory.mktemp("chunks") / "rows.json", WRITERS["rows.json"](rows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "_CHUNK", chunk)
+        patch.setattr(streaming, "_CHUNK", chunk)
         assert rows_of(path) == rows
 
 
@@ -257,7 +257,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, name, row):
     path = write(tmp_path / name, f"[{data[:-2]}]" if "json." in name else data)
     assert len(data) / path.stat().st_size > streaming.MAX_RATIO
     assert len(rows_of(path)) == 100_000  # the ratio alone is no reason: captions repeat
-    monkeypatch.setattr(walk, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(streaming, "MAX_BYTES", 1 << 20)
     with pytest.raises(UserError, match="a gzip that has grown"):
         rows_of(path)
 
