@@ -45,7 +45,7 @@ test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
 
 docs: env  ## builds the documentation in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## removes data and runs
 	rm -rf $(DATA) runs
