@@ -38,7 +38,11 @@ def test_pages_name_existing_config_fields_and_files(page):
         assert known or field in ("json", "default", "py"), f"no config field {field!r}"
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / target).exists(), f"no file {target}"
-    for path in re.findall(r"`((?:coco_jax|configs|tfds_builders|tests|launch|docs)/[\w./]+)", text):
+    for path in re.findall(
+        r"`((?:coco_jax|configs|tfds_builders|tests|launch|docs)/[\w./]+)", text
+    ):
         assert (ROOT / path).exists(), f"no file {path}"
     for module in re.findall(r"-m ((?:coco_jax|tfds_builders|benchmarks|tests)[\w.]*)", text):
-        assert (ROOT / (module.rstrip(".").replace(".", "/") + ".py")).exists(), f"no module {module}"
+        assert (ROOT / (module.rstrip(".").replace(".", "/") + ".py")).exists(), (
+            f"no module {module}"
+        )
