@@ -309,7 +309,9 @@ def test_until_done_exit_code_says_whether_the_run_is_finished(tmp_path):
     )
     assert until_done(tmp_path, "exit 2") == 2
     assert until_done(tmp_path, f"(sleep 1; touch {tmp_path}/results.json) & exit 0") == 0
-    assert until_done(tmp_path, saves, signalled=True) == 0  # the run was finished before the signal
+    assert (
+        until_done(tmp_path, saves, signalled=True) == 0
+    )  # the run was finished before the signal
 
 
 AT_ONCE = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"

