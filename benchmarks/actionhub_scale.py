@@ -190,7 +190,7 @@ def main() -> int:
         seconds, peak, code = measure(command)
         if code:
             print(
-                f"cleaning={cleaning}: the build failed with exit code {code}; its output is above"
+                f"cleaning={cleaning}: the build failed with exit code {code}; see its error above"
             )
             return 1
         (folder,) = (data / "actionhub" / "manual").glob("[0-9]*")

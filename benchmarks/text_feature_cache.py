@@ -72,8 +72,9 @@ def main() -> None:
     print(
         f"{args.rows:,} rows x {args.width}: {args.count} features of each of {ACTIONS:,} classes, "
         f"{args.draws} draws: median {np.median(later):.1f} ms, 99% {np.percentile(later, 99):.1f} ms, "
-        f"first {times[0]:.1f} ms; memory without mapped files {memory[0]:.0f} MiB after the first draw, "
-        f"{memory[-1]:.0f} after the last, at most {max(memory):.0f}"
+        f"first {times[0]:.1f} ms; memory without mapped files "
+        f"{memory[0]:.0f} MiB after the first draw, {memory[-1]:.0f} after the last, "
+        f"at most {max(memory):.0f}"
     )
 
 

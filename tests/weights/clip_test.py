@@ -1,4 +1,4 @@
-"""CLIP: ours is transformers' and open_clip's, at small and real sizes, and in its gradients."""
+"""Tests that embeddings and gradients of CLIP equal `transformers` and `open_clip`."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ EOS = 49_407
 
 
 def small(config):
-    """CLIP's structure with few and narrow layers."""
+    """A small CLIP."""
     presets.apply(config, "clip_b16")
     config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3)
     config.text.update(length=12, vocabulary=99)
@@ -33,7 +33,7 @@ def texts(rng, vocabulary=99, length=12, count=5):
 
 
 def hugging_face(config, folder, noise=0.02):
-    """A random `transformers` CLIP of the config's size, saved by its own method."""
+    """A random `transformers` CLIP of the config's size, saved with `save_pretrained`."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def hugging_face(config, folder, noise=0.02):
             ),
         )
     ).eval()  # fmt: skip
-    if noise:  # as after training: nothing is exactly zero or one
+    if noise:  # no parameter is exactly zero or one, as after training
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(noise * torch.randn_like(parameter))

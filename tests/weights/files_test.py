@@ -51,7 +51,7 @@ def path(tmp_path):
 
 
 def error_of(path, preset=small, **changes) -> str:
-    """The message of the UserError that loading a checkpoint raises; checks that it is one short line."""
+    """The message of the UserError that loading raises; checks that it is one short line."""
     config = towers.make_config(preset, path, **changes)
     with pytest.raises(UserError) as caught:
         weights.published(config, towers.shapes_of(config)[-1])

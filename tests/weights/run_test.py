@@ -1,4 +1,4 @@
-"""A whole run on published weights: trained, evaluated between the two, and used."""
+"""Test of a whole run with published weights: training, interpolated evaluation, prediction."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""VideoPrism: the published names and shapes, and transformers' port of the architecture.
+"""Tests of VideoPrism against the published names and shapes, and against the port in `transformers`.
 
 Its weights could not be had; transformers' model, randomly initialised, is put under the names that
 the published .npz has.
@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 
 def small(config):
-    """VideoPrism's structure with few and narrow layers."""
+    """A small VideoPrism."""
     presets.apply(config, "videoprism_base")
     config.video_tower.update(
         frames=4, size=32, patch=8, width=48, heads=4, depth=3, temporal_depth=2, auxiliary_depth=1
