@@ -22,7 +22,7 @@ def small(config):
 
 
 def texts(rng, vocabulary=99, length=12, count=5):
-    """Ids of different lengths; id 0 is a token like any other, and the end mark comes once."""
+    """Random token ids of different lengths; id 0 is an ordinary token, the end token occurs once."""
     ids = np.full((count, length), vocabulary - 1)
     for row in ids:
         end = rng.integers(3, length - 1)
@@ -101,14 +101,14 @@ REAL = ["clip_b32", "clip_b16"]
 
 
 def real_size(config, preset):
-    """The preset's own size but for the vocabulary; B/32's text tower, which is B/16's, is cut."""
+    """The preset's size except for the vocabulary; B/32's text tower, which equals B/16's, is cut."""
     config.text.vocabulary = 1000
     if preset == "clip_b32":
         config.text_tower.depth = 1
 
 
 def compare(config, model, reference, table, videos_of, texts_of, *, video, frames, ids):
-    """Embeddings and gradients of both towers against a reference's functions of frames and ids."""
+    """Compares embeddings and gradients of both towers with a reference's functions."""
     rng, shapes = np.random.default_rng(2), towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs, given in (
         ("video", towers.videos_of, video, videos_of, frames),
@@ -144,7 +144,7 @@ def test_full_size_models_equal_transformers(preset, tmp_path):
 
 @pytest.mark.parametrize("preset", [small, *REAL])
 def test_open_clip_checkpoint_equals_open_clip(preset, tmp_path):
-    """Its own names, one matrix for queries, keys and values, exact GELU, padding of 0."""
+    """open_clip has other names, one matrix for queries, keys and values, exact GELU, padding with 0."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -171,7 +171,7 @@ def test_open_clip_checkpoint_equals_open_clip(preset, tmp_path):
         (video, frames), ids = towers.clip_of(rng), texts(rng)
     else:
         (video, frames), ids = towers.clip_of(rng, 1, 1, 224), texts(rng, 1000, 77, 2)
-    ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # it pads with 0
+    ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # open_clip pads with 0
     compare(
         config, model, reference, clip.OPEN_CLIP, reference.encode_image, reference.encode_text,
         video=video, frames=frames, ids=ids,

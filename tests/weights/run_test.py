@@ -30,8 +30,8 @@ def test_run_with_frozen_minilm_trains_and_predicts(tiny, tmp_path):
     trained = jax.device_get(state.params["text"])
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("the text tower moved"), text, trained)
     params = weights.interpolate(config, state.params, published)
-    figures = evaluate(program, params, task, 2)
-    assert 0 <= figures["top1"] <= 1
+    metrics = evaluate(program, params, task, 2)
+    assert 0 <= metrics["top1"] <= 1
     write_json(tmp_path / "config.json", config.to_dict())
     (tmp_path / "tokenizer.model").write_bytes(task.tokenizer.model)
     names = Recognizer.load(tmp_path)

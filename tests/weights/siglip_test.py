@@ -22,7 +22,7 @@ def small(config):
 
 
 def hugging_face(config, folder, noise=0.02):
-    """A random `transformers` SigLIP of the config's size, saved by its own method."""
+    """A random `transformers` SigLIP of the config's size, saved with `save_pretrained`."""
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """Tests of VideoPrism against the published names and shapes, and against the port in `transformers`.
 
-Its weights could not be had; transformers' model, randomly initialised, is put under the names that
-the published .npz has.
+The published weights are not available to the tests. Instead, a randomly initialised model of
+`transformers` is stored under the names of the published .npz.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def small(config):
 
 
 def published(config, make):
-    """All tensors of the published .npz, each `make(name, *shape)`; layers are stacked."""
+    """All tensors of the published .npz, each made by `make(name, *shape)`; layers are stacked."""
     found = {}
 
     def put(name, *shape):
@@ -190,7 +190,7 @@ def little(tmp_path_factory):
     torch.manual_seed(0)
     same = dict(
         hidden_size=48, num_attention_heads=4, intermediate_size=192, apply_l2norm=False,
-        # Small enough to bend the logits of a random model.
+        # Small enough to change the logits of a random model.
         attn_logit_softcapping=0.5,
     )  # fmt: skip
     reference = VideoPrismClipModel(
