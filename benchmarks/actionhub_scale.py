@@ -1,12 +1,12 @@
-"""Builds a corpus of ActionHub's size with one command, and measures it.
+"""Measures time and memory of building a corpus of ActionHub's size.
 
     python -m benchmarks.actionhub_scale --work_dir=/tmp/scale                  # 3.6 million rows
-    python -m benchmarks.actionhub_scale --work_dir=/tmp/scale --rows=100000    # a first look
+    python -m benchmarks.actionhub_scale --work_dir=/tmp/scale --rows=100000    # a quick test
 
-The corpus is made up, the same for the same seed: captions of a small grammar for 1,211 actions,
-the k-th of them as frequent as 1/k (Zipf), with planted flaws of each kind that cleaning looks for.
-Then `python -m tfds_builders.build actionhub/manual` runs as it is, with cleaning and without, and
-the memory of it and its children is watched: Pss, which counts shared pages once, from /proc.
+The corpus is synthetic and determined by the seed: captions from a small grammar for 1,211 actions, the
+k-th with a frequency proportional to 1/k (Zipf), with planted flaws of each kind that cleaning removes.
+`python -m tfds_builders.build actionhub/manual` then builds it with and without cleaning. Memory is the
+Pss of that command and its children from /proc, which counts shared pages once.
 """
 
 import argparse
@@ -93,7 +93,7 @@ FOREIGN = (
 
 
 def corpus(rows: int, seed: int):
-    """Row objects; one in twelve has a flaw, and the flaws take turns."""
+    """Yields rows as dicts; every twelfth one has a flaw, each kind in turn."""
     draw = random.Random(seed)
     actions = [f"{v} {t}" for v, t in itertools.product(VERBS, THINGS)]
     actions = draw.sample(actions, ACTIONS)
@@ -103,7 +103,7 @@ def corpus(rows: int, seed: int):
         action = actions[0] if number == 0 else draw.choices(actions, cum_weights=weights)[0]
         parts = [draw.choice(WHO), draw.choice(LOOK), "is", action, draw.choice(HOW)]
         parts += [draw.choice(WHERE), draw.choice(THEN)]
-        if draw.random() < 0.7:  # two sentences; some captions are one
+        if draw.random() < 0.7:  # most captions have two sentences
             again = [draw.choice(WHO), draw.choice(LOOK), "watches", draw.choice(WHERE)]
             parts += [". Behind,", *again, draw.choice(HOW), draw.choice(THEN)]
         text = " ".join(filter(None, parts)).replace(" .", ".").capitalize() + "."
@@ -128,7 +128,7 @@ def _flaw(kind: int, text: str, before: str, draw: random.Random) -> str:
 
 
 def write(path: pathlib.Path, rows: int, seed: int) -> None:
-    """The corpus as gzipped JSON lines; left as it is where it was written before."""
+    """Writes the corpus as gzipped JSON lines, unless the file exists."""
     if path.exists():
         return
     partial = path.with_suffix(".partial")
@@ -138,34 +138,39 @@ def write(path: pathlib.Path, rows: int, seed: int) -> None:
 
 
 def measure(command: list[str]) -> tuple[float, int, int]:
-    """Seconds, the most bytes of memory that a command and its children held, and its exit code."""
+    """Runs a command; returns seconds, peak memory of it and its children in bytes, and exit code."""
     start, peak = time.monotonic(), 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
-            peak = max(peak, _held(watched))
+            peak = max(peak, _memory(watched))
             time.sleep(0.2)
     return time.monotonic() - start, peak, process.returncode
 
 
-def _held(process: psutil.Process) -> int:
+def _memory(process: psutil.Process) -> int:
     total = 0
     try:
-        for one in (process, *process.children(recursive=True)):
-            memory = one.memory_full_info()
+        for child in (process, *process.children(recursive=True)):
+            memory = child.memory_full_info()
             total += getattr(memory, "pss", memory.rss)
-    except psutil.Error:  # it ended meanwhile
+    except psutil.Error:  # the process has ended
         pass
     return total
 
 
 def main() -> int:
-    """Writes, builds, reports; 1 if a build failed or took too much memory."""
+    """Runs the benchmark; returns 1 if a build failed or exceeded the memory limit."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work_dir", type=pathlib.Path, required=True)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cleaning", nargs="+", default=["all", "none"], help="one build for each")
+    parser.add_argument(
+        "--cleaning",
+        nargs="+",
+        default=["all", "none"],
+        help="values of --cleaning; one build for each",
+    )
     args = parser.parse_args()
     manual = args.work_dir / f"manual-{args.rows}-{args.seed}"
     manual.mkdir(parents=True, exist_ok=True)
@@ -184,7 +189,9 @@ def main() -> int:
             command.append(f"--cleaning={cleaning}")
         seconds, peak, code = measure(command)
         if code:
-            print(f"cleaning={cleaning}: exit code {code}")
+            print(
+                f"cleaning={cleaning}: the build failed with exit code {code}; see its error above"
+            )
             return 1
         (folder,) = (data / "actionhub" / "manual").glob("[0-9]*")
         report = json.loads((folder / "metadata.json").read_text())["report"]

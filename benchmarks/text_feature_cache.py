@@ -1,10 +1,10 @@
-"""Draws from a description bank of ActionHub's size: how long, and how much memory over many draws.
+"""Measures time and memory of draws from a text feature cache of ActionHub's size.
 
-    python -m benchmarks.text_feature_cache --dir=/tmp/bank                    # 3.6 million rows of 384 values, 2.8 GB
+    python -m benchmarks.text_feature_cache --dir=/tmp/bank    # 3.6 million rows of 384 values, 2.8 GB
     python -m benchmarks.text_feature_cache --dir=/tmp/bank --rows=100000
 
-The features are made up; their spread over 1,211 actions is Zipf's. Memory is what the process
-itself holds (RssAnon): mapped pages of the file belong to the system, which takes them back at will.
+The features are random; the number of features per action follows Zipf's law over 1,211 actions. Memory
+is RssAnon, which leaves out the mapped pages of the file: the system can evict those at any time.
 """
 
 import argparse
@@ -20,20 +20,20 @@ ACTIONS = 1211  # arXiv 2401.11654
 
 
 def make(path: pathlib.Path, rows: int, width: int) -> None:
-    """Writes the features once, a slice at a time."""
+    """Writes random bfloat16 features (rows, width), stored as uint16, unless the file exists."""
     if path.exists():
         return
     partial = path.with_suffix(".partial")
     out = np.lib.format.open_memmap(partial, "w+", np.uint16, (rows, width))
     slice_NW = np.random.default_rng(0).normal(size=(1 << 14, width)).astype(BFLOAT16)
-    for at in range(0, rows, len(slice_NW)):
-        out[at : at + len(slice_NW)] = slice_NW[: rows - at].view(np.uint16)
+    for start in range(0, rows, len(slice_NW)):
+        out[start : start + len(slice_NW)] = slice_NW[: rows - start].view(np.uint16)
     out.flush()
     partial.rename(path)
 
 
 def anonymous() -> float:
-    """MiB that this process holds beside mapped files."""
+    """Memory of this process in MiB, without mapped files."""
     status = pathlib.Path("/proc/self/status").read_text()
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     assert found is not None
@@ -41,13 +41,15 @@ def anonymous() -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints one line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", type=pathlib.Path, required=True)
     parser.add_argument("--rows", type=int, default=3_600_000)
-    parser.add_argument("--width", type=int, default=384, help="of MiniLM")
+    parser.add_argument(
+        "--width", type=int, default=384, help="values per feature; 384 as in MiniLM"
+    )
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--count", type=int, default=16, help="descriptions a class")
+    parser.add_argument("--count", type=int, default=16, help="features drawn per class")
     args = parser.parse_args()
     args.dir.mkdir(parents=True, exist_ok=True)
     path = args.dir / f"features-{args.rows}-{args.width}.npy"
@@ -56,22 +58,23 @@ def main() -> None:
     share_K = 1 / np.arange(1, ACTIONS + 1)
     counts_K = np.maximum((args.rows * share_K / share_K.sum()).astype(np.int64), 1)
     features_NW = np.lib.format.open_memmap(path, "r").view(BFLOAT16)
-    # As in a corpus: an action's rows lie anywhere.
+    # As in a corpus, the rows of an action are not contiguous.
     place_X = np.random.default_rng(1).permutation(args.rows)[: counts_K.sum()]
-    bank = FeatureSampler(features_NW, place_X, counts_K)
+    sampler = FeatureSampler(features_NW, place_X, counts_K)
     rng, times, memory = np.random.default_rng(2), [], []
     for _ in range(args.draws):
         began = time.perf_counter()
-        drawn = bank.draw(rng, args.count)
+        drawn = sampler.draw(rng, args.count)
         times.append(1e3 * (time.perf_counter() - began))
         memory.append(anonymous())
     assert drawn.shape == (ACTIONS, args.count, args.width)
-    late = times[len(times) // 10 :]
+    later = times[len(times) // 10 :]
     print(
-        f"{args.rows:,} rows x {args.width}: {args.count} of each of {ACTIONS:,} classes, "
-        f"{args.draws} draws: median {np.median(late):.1f} ms, 99% {np.percentile(late, 99):.1f} ms, "
-        f"first {times[0]:.1f} ms; own memory {memory[0]:.0f} MiB after the first draw, "
-        f"{memory[-1]:.0f} after the last, at most {max(memory):.0f}"
+        f"{args.rows:,} rows x {args.width}: {args.count} features of each of {ACTIONS:,} classes, "
+        f"{args.draws} draws: median {np.median(later):.1f} ms, 99% {np.percentile(later, 99):.1f} ms, "
+        f"first {times[0]:.1f} ms; memory without mapped files "
+        f"{memory[0]:.0f} MiB after the first draw, {memory[-1]:.0f} after the last, "
+        f"at most {max(memory):.0f}"
     )
 
 

@@ -1,31 +1,31 @@
 # shellcheck shell=bash
-# Sourced by the launchers: messages, flags, and commands that --dry-run shows and does not run.
+# Shared functions of the launch scripts: error messages, flags, and --dry-run.
 
 DRY_RUN=0
 
-# One line on stderr, exit code 2: what is wrong and what to do.
+# Prints a one-line error to stderr and exits with code 2.
 die() {
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   exit 2
 }
 
-# The comment at a script's head is its help.
+# Prints the comment at the top of the script.
 help() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
 }
 
-# need NAME...: variables that flags or the environment must have set.
+# need NAME...: fails if one of these variables is set neither by a flag nor in the environment.
 need() {
   local name flag
   for name in "$@"; do
     if [[ -z ${!name:-} ]]; then
       flag=${name,,}
-      die "--${flag//_/-} is missing; give it, or set $name in the environment (--help says what it is)"
+      die "--${flag//_/-} is missing; pass it, or set $name in the environment (see --help)"
     fi
   done
 }
 
-# Sets NAME from --name=value; fails where the flag is none of the names given.
+# take FLAG NAME...: sets the variable NAME from --name=value; fails if FLAG matches no NAME.
 take() {
   local flag=$1 name
   shift
@@ -36,24 +36,24 @@ take() {
       return 0
     fi
   done
-  die "$flag is not a flag; --help lists them"
+  die "$flag is not a flag; see --help"
 }
 
-# Words so quoted that a shell reads them back as they are.
+# Quotes the arguments for a shell.
 quoted() {
   local words
   printf -v words '%q ' "$@"
   printf '%s' "${words% }"
 }
 
-# Shows a command; runs it, unless --dry-run was given.
+# Prints a command, and runs it unless --dry-run was given.
 run() {
   printf '%s\n' "$(quoted "$@")" >&3
   ((DRY_RUN)) || "$@"
 }
 exec 3>&2
 
-# What --dry-run shows is the result that was asked for, and goes to stdout.
+# With --dry-run the commands are the result, so they go to stdout; otherwise they go to stderr.
 dry_run() {
   DRY_RUN=1
   exec 3>&1

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine, over loopback.
+# Starts several processes of one run on this machine; they communicate over loopback.
 #
 #   launch/local.sh --processes=2 --devices=4 -- --config=configs/demo.py --workdir=runs/two
 #
-# --processes=N   how many processes
-# --devices=M     virtual CPU devices of each (default 1)
-# --gpus          one GPU each instead
-# --dry-run       shows the commands and runs none
-# After -- come the flags of coco_jax.main. PYTHON names the interpreter (default .venv/bin/python).
+# --processes=N   number of processes
+# --devices=M     virtual CPU devices per process (default 1)
+# --gpus          one GPU per process instead of CPU devices
+# --dry-run       prints the commands without running them
+# Arguments after -- are flags of coco_jax.main. The environment variable PYTHON is the Python
+# interpreter (default .venv/bin/python).
 #
-# Ctrl-C and SIGTERM are passed on: the run saves its work and ends. Where a process fails, the others
-# have 90 seconds to end by themselves. The exit code is that of the first one that failed.
+# On Ctrl-C and SIGTERM every process saves a checkpoint and exits. If a process fails, the others are
+# killed after 90 seconds. The exit code is that of the process that failed first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
@@ -29,8 +30,8 @@ while (($#)); do
 done
 need PROCESSES
 [[ $PROCESSES =~ ^[1-9][0-9]*$ && $DEVICES =~ ^[1-9][0-9]*$ ]] ||
-  die "--processes=$PROCESSES, --devices=$DEVICES: give whole numbers above 0"
-(($#)) || die "no flags for coco_jax.main; give them after --, e.g. -- --config=configs/demo.py"
+  die "--processes=$PROCESSES, --devices=$DEVICES: must be whole numbers above 0"
+(($#)) || die "no flags for coco_jax.main; add them after --, e.g. -- --config=configs/demo.py"
 PYTHON=${PYTHON:-.venv/bin/python}
 
 PORT=PORT
@@ -38,10 +39,10 @@ if ((!DRY_RUN)); then
   PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 
-# Before any is started: a signal at any moment is passed on to those there are. It is SIGTERM, since a
-# shell without a terminal has its children ignore Ctrl-C.
-children=() stopping=0 told=0
-trap 'told=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+# Set the trap before the first process starts, so that no signal is lost. Ctrl-C is forwarded as SIGTERM
+# because children of a shell without a terminal ignore SIGINT.
+children=() stopping=0 signalled=0
+trap 'signalled=1; kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < PROCESSES; i++)); do
   if ((GPUS)); then
     setting="CUDA_VISIBLE_DEVICES=$i"
@@ -58,7 +59,7 @@ for ((i = 0; i < PROCESSES; i++)); do
   children+=($!)
 done
 ((DRY_RUN)) && exit 0
-if ((told)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
+if ((signalled)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
 
 code=0 watchdog=''
 while ((${#children[@]})); do
@@ -69,8 +70,8 @@ while ((${#children[@]})); do
     if kill -0 "$child" 2>/dev/null; then left+=("$child"); fi
   done
   children=("${left[@]}")
-  # The signal that ended `wait`, or that ended a process which had nothing to save yet.
-  if ((told && (this == 143 || this == 130))); then this=0; fi
+  # The signal interrupted `wait`, or ended a process that had nothing to save yet: not a failure.
+  if ((signalled && (this == 143 || this == 130))); then this=0; fi
   if ((this && !stopping)); then
     code=$this stopping=1
     if ((${#children[@]})); then

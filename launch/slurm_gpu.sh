@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A run on GPUs under SLURM: one process a GPU, requeued until it is done.
+# Runs training on GPUs under SLURM: one process per GPU, requeued until the run is finished.
 #
 #   launch/slurm_gpu.sh --nodes=2 --gpus=8 --time=24:00:00 --partition=PARTITION --account=ACCOUNT \
 #       --name=k400 --workdir=/shared/runs/k400 -- --config=configs/k400_zsar.py --config.data.dir=/shared/data
 #
-# --nodes=N --gpus=G      nodes, and GPUs of each
-# --time=T                the limit of one stay in the queue's hands; a requeued run gets it again
-# --name=NAME             what the job is called
-# --workdir=DIR           where the run keeps all that it writes, on a disk that all nodes share
-# --partition=P --account=A   optional, as your cluster has them
-# --cpus=C                CPU cores a GPU (default 8; config.data.workers takes them)
-# --dry-run               shows the command and submits nothing
-# After -- come the flags of coco_jax.main. PYTHON names the interpreter (default .venv/bin/python).
+# --nodes=N --gpus=G      number of nodes; GPUs per node
+# --time=T                time limit of one job; a requeued job gets the full limit again
+# --name=NAME             job name
+# --workdir=DIR           folder of the run, on a disk that all nodes share
+# --partition=P --account=A   optional, as your cluster requires
+# --cpus=C                CPU cores per GPU (default 8), for the processes of config.data.workers
+# --dry-run               prints the command without submitting the job
+# Arguments after -- are flags of coco_jax.main. The environment variable PYTHON is the Python
+# interpreter (default .venv/bin/python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
@@ -29,13 +30,13 @@ while (($#)); do
   shift
 done
 need NODES GPUS TIME NAME WORKDIR
-(($#)) || die "no flags for coco_jax.main; give them after --, e.g. -- --config=configs/k400_zsar.py"
+(($#)) || die "no flags for coco_jax.main; add them after --, e.g. -- --config=configs/k400_zsar.py"
 
-# All GPUs of a node are visible to each of its processes: JAX takes the one of SLURM_LOCALID.
+# Each process sees all GPUs of its node; JAX uses the one with index SLURM_LOCALID.
 job=(sbatch "--job-name=$NAME" "--nodes=$NODES" "--ntasks-per-node=$GPUS" "--gpus-per-node=$GPUS"
   "--cpus-per-task=$CPUS" "--time=$TIME" "--output=$NAME-%j.log")
 [[ $PARTITION ]] && job+=("--partition=$PARTITION")
 [[ $ACCOUNT ]] && job+=("--account=$ACCOUNT")
-printf 'The GPUs are charged to your account while the job runs. Stop it: scancel --name=%s\n' \
+printf 'The GPUs are charged to your account while the job runs. To stop it: scancel --name=%s\n' \
   "$(quoted "$NAME")" >&2
 run "${job[@]}" launch/slurm_job.sh "$WORKDIR" "${PYTHON:-.venv/bin/python}" "$@"

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, by way of a queued resource.
+# Runs training on a Cloud TPU slice, requested as a queued resource.
 #
 #   launch/tpu_pod.sh up --project=PROJECT --zone=ZONE --accelerator=v5litepod-256 \
 #       --runtime=v2-alpha-tpuv5-lite --name=k400 --bucket=BUCKET --spot -- --config=configs/k400_zsar.py
 #
-# up       create, wait, copy, set up, run; created again where it was preempted; deleted when the run is done
-# create   asks for the slice              copy     this commit and its environment, on all workers
-# run      starts the run, or goes on      status   the state of the queued resource
-# delete   gives the slice back: nothing is charged for it from then on
+# up       create, copy, run; requests a new slice after a preemption; deletes it after the run
+# create   requests the slice
+# copy     copies the current commit to all workers and installs its environment
+# run      starts or resumes the run
+# status   prints the state of the queued resource
+# delete   deletes the slice, which ends the charges for it
 #
-# --project --zone --accelerator --runtime    as gcloud names them
-# --name      of the queued resource, its node, and the run's folder in the bucket
-# --bucket    a Cloud Storage bucket with a hierarchical namespace; it holds data/ and takes runs/NAME
-# --spot      cheaper, may be taken back at any time
-# --poll      seconds between two looks at the state (default 30)
-# --dry-run   shows the commands and runs none
-# After -- come the flags of coco_jax.main.
+# --project --zone --accelerator --runtime    as in gcloud
+# --name      name of the queued resource, of its node, and of the run's folder in the bucket
+# --bucket    Cloud Storage bucket with a hierarchical namespace: reads data/, writes runs/NAME
+# --spot      cheaper, but the slice may be preempted at any time
+# --poll      seconds between two checks of the slice's state (default 30)
+# --dry-run   prints the commands without running them
+# Arguments after -- are flags of coco_jax.main.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
@@ -23,7 +25,8 @@ source launch/common.sh
 
 PROJECT=${PROJECT:-} ZONE=${ZONE:-} ACCELERATOR=${ACCELERATOR:-} RUNTIME=${RUNTIME:-}
 NAME=${NAME:-} BUCKET=${BUCKET:-} POLL=${POLL:-30} SPOT=''
-(($#)) || die "no command; give up, create, copy, run, status or delete (--help)"
+(($#)) ||
+  die "no command; the first argument must be up, create, copy, run, status or delete (see --help)"
 ACTION=$1
 shift
 [[ $ACTION == --help ]] && { help; exit 0; }
@@ -48,7 +51,7 @@ state() {
 
 create() {
   need ACCELERATOR RUNTIME
-  printf 'A slice costs money from its creation to its deletion (launch/README.md). Stop it: %s\n' \
+  printf 'A slice is charged from its creation to its deletion (launch/README.md). To delete it: %s\n' \
     "$(quoted launch/tpu_pod.sh delete "--name=$NAME" "${where[@]}")" >&2
   run "${queued[@]}" create "$NAME" "--node-id=$NAME" "${where[@]}" \
     "--accelerator-type=$ACCELERATOR" "--runtime-version=$RUNTIME" ${SPOT:+"$SPOT"}
@@ -64,7 +67,7 @@ on_all() {
 
 copy() {
   need BUCKET
-  # One chain: where `if` asks whether this succeeds, the shell would not stop at a failure.
+  # Joined by && because `set -e` has no effect where `if` tests this function.
   run git archive --format=tar.gz --output=coco_jax.tar.gz HEAD &&
     run "${vm[@]}" scp coco_jax.tar.gz "$NAME:" "${where[@]}" --worker=all &&
     on_all mkdir -p coco_jax &&
@@ -74,7 +77,8 @@ copy() {
 
 start() {
   need BUCKET
-  ((${#flags[@]})) || die "no flags for coco_jax.main; give them after --, e.g. -- --config=configs/k400_zsar.py"
+  ((${#flags[@]})) ||
+    die "no flags for coco_jax.main; add them after --, e.g. -- --config=configs/k400_zsar.py"
   on_all bash coco_jax/launch/tpu_worker.sh run "$NAME" "${flags[@]}"
 }
 
@@ -84,7 +88,8 @@ finished() {
 
 up() {
   need BUCKET ACCELERATOR RUNTIME
-  ((${#flags[@]})) || die "no flags for coco_jax.main; give them after --, e.g. -- --config=configs/k400_zsar.py"
+  ((${#flags[@]})) ||
+    die "no flags for coco_jax.main; add them after --, e.g. -- --config=configs/k400_zsar.py"
   if ((DRY_RUN)); then
     create
     copy
@@ -98,15 +103,16 @@ up() {
       '') create; ready=0 ;;
       ACTIVE)
         if ((!ready)) && ! copy; then
-          sleep "$POLL"  # preempted already, or not yet to be reached
-          ((++failures <= 10)) || die "copying fails; the slice is still charged: launch/tpu_pod.sh delete"
+          sleep "$POLL"  # preempted already, or not reachable yet
+          ((++failures <= 10)) ||
+            die "copying failed 11 times; the slice is still charged, delete it: launch/tpu_pod.sh delete"
           continue
         fi
         ready=1
         if start; then
           failures=0
         elif [[ $(state) == ACTIVE ]] && ((++failures >= 3)); then
-          die "the run failed three times on a whole slice, which is still charged: launch/tpu_pod.sh delete"
+          die "the run failed 3 times; the slice is still charged, delete it: launch/tpu_pod.sh delete"
         else
           sleep "$POLL"
         fi
@@ -126,5 +132,5 @@ case $ACTION in
   status)
     run "${queued[@]}" describe "$NAME" "${where[@]}" ;;
   delete) delete ;;
-  *) die "$ACTION is not a command; give up, create, copy, run, status or delete" ;;
+  *) die "$ACTION is not a command; use up, create, copy, run, status or delete" ;;
 esac

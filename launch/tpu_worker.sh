@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh has every worker do: setup BUCKET, or run NAME FLAGS...
+# Runs on every worker, started by launch/tpu_pod.sh; arguments: setup BUCKET, or run NAME FLAGS...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bucket=$HOME/bucket
 
 case $1 in
   setup)
-    # The runtime's own Python may be older than 3.11.
+    # The Python of the TPU runtime may be older than 3.11.
     if ! command -v gcsfuse >/dev/null; then
       source=gcsfuse-$(lsb_release -c -s)
       curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg |

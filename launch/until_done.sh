@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command that SIGTERM stops with its work saved, and says by the exit code whether it is done.
+# Runs a training command and reports by the exit code whether the run is finished.
 #
 #   launch/until_done.sh WORKDIR COMMAND...
 #
-# 0: WORKDIR/results.json is there, the run is done. 75: it was stopped before its end; the same command
-# goes on. Anything else: the command's own exit code. SIGTERM, and a
-# lost connection, are passed on to the command as SIGTERM.
+# Exit code 0: the run is finished, WORKDIR/results.json exists. 75: the command exited with 0 before the
+# end of the run (it saved a checkpoint after SIGTERM); run it again to resume. Any other exit code is
+# the command's own. SIGTERM, SIGINT and SIGHUP (a lost connection) are forwarded to the command as SIGTERM.
 set -euo pipefail
 if (($# < 2)) || [[ $1 == --help ]]; then
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
@@ -14,26 +14,26 @@ fi
 workdir=$1
 shift
 
-# The trap comes first: a signal at any moment is passed on, or the command is not begun.
-child='' told=0
-trap 'told=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
-((told)) && exit 75
+# Set the trap first: a signal before the command starts prevents the start, a later one is forwarded.
+child='' signalled=0
+trap 'signalled=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
+((signalled)) && exit 75
 "$@" &
 child=$!
-if ((told)); then kill -TERM "$child" 2>/dev/null || true; fi
+if ((signalled)); then kill -TERM "$child" 2>/dev/null || true; fi
 code=0
 wait "$child" || code=$?
-while kill -0 "$child" 2>/dev/null; do  # a signal ends `wait` before the command ends
+while kill -0 "$child" 2>/dev/null; do  # a signal interrupts `wait` before the command exits
   code=0
   wait "$child" || code=$?
 done
-if ((told)) && ((code > 128)); then
+if ((signalled)) && ((code > 128)); then
   code=0
-  wait "$child" || code=$?  # what it ended with, once it has ended
+  wait "$child" || code=$?  # the command's own exit code
 fi
 ((code == 0)) || exit "$code"
-# Of several processes the first one writes the results, which may take it a while longer.
-for ((i = 0; i < 60 && !told; i++)); do
+# Only the first process writes results.json, and it may finish later than this one.
+for ((i = 0; i < 60 && !signalled; i++)); do
   [[ -e $workdir/results.json ]] && exit 0
   sleep 1
 done

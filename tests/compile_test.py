@@ -1,4 +1,4 @@
-"""Compiling for machines that are not here: the compiler's text read right, and what it says of us."""
+"""Tests of compiling for other machines: parsing HLO, collectives of a step, model FLOPs, errors."""
 
 import os
 import pathlib
@@ -38,8 +38,8 @@ ENTRY %main (p0: f32[16]) -> f32[16] {
 """
 
 
-def test_the_compiler_s_text_is_read():
-    """By hand: the loop's body counts three times, what only adds two numbers not at all."""
+def test_walk_sums_cycles_and_collectives_of_hlo_text():
+    """Counted by hand: the loop body runs three times; the reduction function %add does not count."""
     cycles, found = walk(MODULE, repeats=3)
     assert cycles == 1000 + 3 * 10
     assert found == {
@@ -52,8 +52,8 @@ def test_the_compiler_s_text_is_read():
     )
 
 
-def test_only_embeddings_are_gathered(tiny):
-    """Over data-parallel devices: no activation, no score and no parameter leaves its device whole."""
+def test_training_step_gathers_only_embeddings(tiny):
+    """With data parallelism, other activations, scores and parameters are not gathered."""
     config = tiny(ablation="full", data__batch=16)
     seen, pool = 24, 8
     program = make_program(config, sharding.make_mesh(config))
@@ -62,7 +62,7 @@ def test_only_embeddings_are_gathered(tiny):
     texts = (seen + pool) * (len(config.text.templates) + config.text.descriptions)
     embeddings = texts * config.model.dim * 4
     assert 0 < found["all-gather"][1] <= embeddings
-    # Token ids may change places, they are small; gradients are summed and nothing else is sent.
+    # Token ids, which are small, may be exchanged; besides that, only gradients are reduced.
     ids = texts * config.text.length * 4
     assert sum(number for kind, (_, number) in found.items() if kind == "all-to-all") <= ids
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) * 4
@@ -72,13 +72,13 @@ def test_only_embeddings_are_gathered(tiny):
 
 
 def vit_flops(frames: int, tokens: int, width: int, depth: int) -> float:
-    """Multiply-adds of a vision transformer's matrices, counted by hand, times two."""
+    """FLOPs of the matrix products of a forward pass: multiplications and additions."""
     block = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 4 * width
     return 2 * frames * (depth * block + (tokens - 1) * (16 * 16 * 3) * width)
 
 
-def test_model_flops_are_those_of_the_papers_count():
-    """ViT-B/16 on 8 frames: forward once, and twice more backward; the text tower stays frozen."""
+def test_model_flops_equal_a_count_by_hand():
+    """ViT-B/16 on 8 frames; the backward pass costs two forward passes; the text tower is frozen."""
     from coco_jax.configs import k400_zsar
 
     config = k400_zsar.get_config()
@@ -89,13 +89,13 @@ def test_model_flops_are_those_of_the_papers_count():
     assert wanted == pytest.approx(got, rel=0.04)
 
 
-def test_recomputing_is_no_model_flop(tiny):
+def test_model_flops_do_not_count_recomputation(tiny):
     batch = abstract_batch(tiny(), 24, 8)
     plain = model_flops(tiny(), batch)
     assert model_flops(tiny(model__remat=True, optimizer__microbatches=2), batch) == plain > 0
 
 
-def test_utilisation_is_a_share_of_the_peak():
+def test_mfu_and_clock_of_chips():
     assert chips.mfu(197e12, 2.0, "TPU v5 lite") == 0.5
     assert chips.mfu(1.0, 1.0, "cpu") is None
     assert chips.CHIPS["TPU v5 lite"].clock == pytest.approx(1.5e9, rel=0.01)
@@ -105,34 +105,34 @@ def test_utilisation_is_a_share_of_the_peak():
 
 @pytest.fixture(scope="module")
 def libtpu():
-    """The TPUs' compiler."""
+    """Skips the test if the TPU compiler is not installed."""
     if "TPU_LIBRARY_PATH" not in os.environ:
         pytest.importorskip("libtpu", reason="pip install -r requirements-compile.txt")
     elif not pathlib.Path(os.environ["TPU_LIBRARY_PATH"]).is_file():
         pytest.skip(f"{os.environ['TPU_LIBRARY_PATH']} is absent (make test fetches it)")
 
 
-def test_a_pod_s_step_compiles_here_and_does_what_one_chip_s_share_is(libtpu, tiny):
-    """Per device the same work on 4 chips and on 16; a report that a person can read."""
+def test_cost_per_device_is_the_same_on_4_and_16_chips(libtpu, tiny):
+    """FLOPs per device match the model FLOPs; the printed report has the main lines."""
     found = {}
     for topology in ("v5e:2x2", "v5e:4x4"):
         devices = devices_of(topology)
         config = tiny(ablation="full", text_tower__trainable="none", data__batch=8 * len(devices))
-        figures = compile_steps(config, devices, 24, 8)
-        step = figures["training step"]
+        costs = compile_steps(config, devices, 24, 8)
+        step = costs["training step"]
         assert step.peak > step.arguments > 0 and step.flops and step.seconds
-        # Each device sums the gradients of what learns; XLA may do it in bfloat16.
+        # Gradients of trainable parameters are all-reduced; XLA may use bfloat16.
         assert step.collectives["all-reduce"][0] > 0
         found[topology] = step
         model = model_flops(config, abstract_batch(config, 24, 8))
-        text = show(config, devices, figures, model)
+        text = show(config, devices, costs, model)
         assert "fits" in text and "MFU" in text and f"{len(devices)} x TPU v5 lite" in text
         assert model / len(devices) == pytest.approx(step.flops, rel=0.25)
     small, large = found.values()
     assert large.flops == pytest.approx(small.flops, rel=0.05)
 
 
-def test_what_does_not_fit_says_what_to_change(libtpu, tiny):
+def test_step_that_exceeds_memory_raises_user_error_with_remedies(libtpu, tiny):
     devices = devices_of("v5e:2x2")
     config = tiny(ablation="label", data__batch=4 * 2**18)
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_what_does_not_fit_says_what_to_change(libtpu, tiny):
         compile_steps(config, devices, 24, 8)
 
 
-def test_an_unknown_topology_is_one_line(libtpu):
+def test_unknown_topology_raises_one_line_user_error(libtpu):
     for topology in ("v5e:3x3x3", "v99:2x2", "h100:many"):
         with pytest.raises(UserError, match=f"--topology={topology}: .*v5e:16x16") as caught:
             devices_of(topology)

@@ -1,4 +1,4 @@
-"""The launchers: what they would run is what they run, and signals and exit codes pass through."""
+"""Tests of launch/*.sh with stubs: commands, dry runs, forwarded signals, exit codes."""
 
 import os
 import pathlib
@@ -35,7 +35,7 @@ GKE = (
     "--accelerator=acc", "--nodes=4", "--chips=8",
 )  # fmt: skip
 
-# Stands in for gcloud, sbatch and kubectl: notes its words, answers from a file of states.
+# Stub of gcloud, sbatch and kubectl: records its arguments, takes the slice's states from a file.
 STUB = """#!/usr/bin/env python3
 import os, pathlib, shlex, sys
 here = pathlib.Path(os.environ["STUB"])
@@ -61,7 +61,7 @@ if any("tpu_worker.sh run" in word for word in words):
 
 @pytest.fixture
 def stubs(tmp_path):
-    """An environment in which the clouds' commands are stand-ins."""
+    """Environment variables with which gcloud, sbatch, kubectl and git are stubs."""
     for name in ("gcloud", "sbatch", "kubectl"):
         (tmp_path / name).write_text(STUB)
         (tmp_path / name).chmod(0o755)
@@ -86,7 +86,7 @@ def calls(env) -> list[list[str]]:
     return [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_shellcheck_finds_nothing():
+def test_scripts_pass_shellcheck():
     tool = shutil.which(
         "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     )
@@ -97,7 +97,7 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
-def test_each_says_what_it_is_for(script):
+def test_help_starts_with_a_description_and_an_example(script):
     done = call(script.name, "--help")
     text = done.stdout + done.stderr
     assert f"launch/{script.name}" in text and "#" not in text.splitlines()[0]
@@ -115,7 +115,7 @@ def test_each_says_what_it_is_for(script):
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_a_dry_run_shows_what_a_real_one_does(stubs, words):
+def test_dry_run_prints_the_commands_that_a_real_run_executes(stubs, words):
     script, *rest = words
     at = rest.index("--") if "--" in rest else len(rest)
     shown = call(script, *rest[:at], "--dry-run", *rest[at:], env=stubs)
@@ -123,11 +123,11 @@ def test_a_dry_run_shows_what_a_real_one_does(stubs, words):
     assert calls(stubs) == []
     done = call(script, *rest, env=stubs)
     assert done.returncode == 0, done.stderr
-    # Through a shell's own reading of what was shown.
+    # The printed lines, parsed as a shell would.
     assert calls(stubs) == [shlex.split(line) for line in shown.stdout.splitlines()] != []
 
 
-def test_values_with_spaces_and_quotes_arrive_whole(stubs):
+def test_values_with_spaces_and_quotes_are_quoted(stubs):
     shown = call("tpu_pod.sh", "run", *TPU, "--dry-run", *FLAGS, env=stubs)
     (line,) = shown.stdout.splitlines()
     words = shlex.split(line)
@@ -150,14 +150,14 @@ def test_values_with_spaces_and_quotes_arrive_whole(stubs):
         (("slurm_gpu.sh", *SLURM[1:], *FLAGS), "--nodes is missing"),
         (("gke.sh", "render", *GKE), "--kind is missing"),
         (("gke.sh", "render", *GKE, "--kind=tpu"), "--topology is missing"),
-        (("gke.sh", "render", *GKE, "--kind=gpu", "--image=a: b"), "holds characters"),
+        (("gke.sh", "render", *GKE, "--kind=gpu", "--image=a: b"), "only letters, digits"),
         (("gke.sh", "delete", "--name=K_400"), "lower-case"),
         (("local.sh", "--devices=2", *FLAGS), "--processes is missing"),
-        (("local.sh", "--processes=two", *FLAGS), "give whole numbers"),
+        (("local.sh", "--processes=two", *FLAGS), "must be whole numbers"),
         (("local.sh", "--process=2", *FLAGS), "is not a flag"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_one_line(stubs, words, missing):
+def test_wrong_arguments_give_a_one_line_error(stubs, words, missing):
     for name in ("PROJECT", "ZONE", "NAME", "NODES", "KIND", "TOPOLOGY", "ACCELERATOR"):
         stubs.pop(name, None)
     done = call(*words, env=stubs)
@@ -165,7 +165,7 @@ def test_what_is_missing_is_one_line(stubs, words, missing):
     assert missing in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_the_environment_serves_as_well_as_flags(stubs):
+def test_flags_can_be_set_as_environment_variables(stubs):
     done = call(
         "tpu_pod.sh", "status", "--dry-run", env=stubs | {"PROJECT": "p", "ZONE": "z", "NAME": "n"}
     )
@@ -173,7 +173,7 @@ def test_the_environment_serves_as_well_as_flags(stubs):
 
 
 @pytest.mark.parametrize("kind", ["tpu", "gpu"])
-def test_the_jobset_is_what_was_asked_for(kind):
+def test_rendered_jobset_has_the_requested_values(kind):
     done = call("gke.sh", "render", *GKE, f"--kind={kind}", "--topology=4x8")
     assert done.returncode == 0 and "${" not in done.stdout, done.stderr
     jobset = yaml.safe_load(done.stdout)
@@ -199,9 +199,9 @@ def test_the_jobset_is_what_was_asked_for(kind):
         assert {"--processes=4", "--process=$(JOB_COMPLETION_INDEX)"} <= set(command)
 
 
-def test_a_slice_that_was_taken_back_is_asked_for_again_and_the_run_goes_on(stubs):
+def test_preempted_slice_is_recreated_and_the_run_resumes(stubs):
     folder = pathlib.Path(stubs["STUB"])
-    # Not there; queued; at work (75: stopped by preemption); taken back; not there; at work: done.
+    # Absent; queued; active (run exits with 75); preempted; deleted; absent; active (run finishes).
     (folder / "states").write_text(
         "NONE WAITING_FOR_RESOURCES ACTIVE SUSPENDING SUSPENDED NONE ACTIVE"
     )
@@ -211,14 +211,14 @@ def test_a_slice_that_was_taken_back_is_asked_for_again_and_the_run_goes_on(stub
     verbs = [
         next((v for v in ("create", "delete", "scp", "ssh", "archive") if v in c), "") for c in made
     ]
-    once = ["archive", "scp", "ssh", "ssh", "ssh", "ssh"]  # copied, set up, run
+    once = ["archive", "scp", "ssh", "ssh", "ssh", "ssh"]  # copy, set up, run
     assert verbs == ["create", *once, "delete", "create", *once, "delete"]
     started = [c for c in made if any("tpu_worker.sh run" in word for word in c)]
     assert len(started) == 2 and started[0] == started[1]
     assert all("--spot" in c for c in made if "create" in c)
 
 
-def test_a_run_that_fails_on_a_whole_slice_is_not_started_for_ever(stubs):
+def test_run_that_fails_on_an_active_slice_is_started_three_times(stubs):
     folder = pathlib.Path(stubs["STUB"])
     (folder / "states").write_text("NONE " + "ACTIVE " * 20)
     (folder / "gcloud").write_text(STUB.replace("if runs == 2", "if False"))
@@ -227,15 +227,15 @@ def test_a_run_that_fails_on_a_whole_slice_is_not_started_for_ever(stubs):
     assert sum(any("tpu_worker.sh run" in w for w in c) for c in calls(stubs)) == 3
 
 
-# Stands in for the interpreter: what each process does is written in its WORKER variable.
+# Stub of the Python interpreter; the environment variable WORKER selects what the processes do.
 WORKER = """#!/usr/bin/env python3
 import os, signal, sys, time
 if sys.argv[1] == "-c":
     print(12345); sys.exit()
 rank = sys.argv[-1].removeprefix("--process=")
-def told(*_):
+def stop(*_):
     print("saved", flush=True); sys.exit(0)
-signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGTERM, stop)
 print("at work", os.environ.get("XLA_FLAGS"), os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 time.sleep(0.5)
 if os.environ["WORKER"] == "fail" and rank == "1":
@@ -252,7 +252,7 @@ def worker(tmp_path):
     return lambda what: os.environ | {"PYTHON": str(path), "WORKER": what}
 
 
-def test_local_processes_are_told_apart_and_given_their_devices(worker):
+def test_local_prefixes_output_and_assigns_devices(worker):
     done = call("local.sh", "--processes=2", "--devices=3", *FLAGS, env=worker("end"))
     assert done.returncode == 0
     lines = sorted(line for line in done.stdout.splitlines() if "at work" in line)
@@ -265,13 +265,13 @@ def test_local_processes_are_told_apart_and_given_their_devices(worker):
     }
 
 
-def test_local_returns_the_code_of_the_process_that_failed(worker):
+def test_local_exits_with_the_code_of_the_failed_process(worker):
     assert call("local.sh", "--processes=3", *FLAGS, env=worker("fail")).returncode == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on(worker, number):
-    # Where the tests run in the background, SIGINT is ignored, and no shell can take it back.
+def test_local_forwards_signals(worker, number):
+    # If pytest runs in the background, SIGINT is ignored, and a shell cannot restore its handler.
     anew = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     child = subprocess.Popen(
         [sys.executable, "-c", anew + "os.execv(sys.argv[1], sys.argv[1:])",
@@ -287,29 +287,31 @@ def test_local_passes_signals_on(worker, number):
     assert time.monotonic() - began < 10
 
 
-def until_done(workdir, command, told=False):
+def until_done(workdir, command, signalled=False):
     child = subprocess.Popen(
         [LAUNCH / "until_done.sh", workdir, "bash", "-c", command],
         stdout=subprocess.PIPE,
         text=True,
     )
-    if told:
+    if signalled:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGTERM)
     child.communicate(timeout=20)
     return child.returncode
 
 
-def test_until_done_tells_a_run_that_is_done_from_one_that_was_stopped(tmp_path):
+def test_until_done_exit_code_says_whether_the_run_is_finished(tmp_path):
     saves = "trap 'sleep 0.5; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
-    assert until_done(tmp_path, saves, told=True) == 75
+    assert until_done(tmp_path, saves, signalled=True) == 75
     assert (
         until_done(tmp_path, "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done", True)
         == 9
     )
     assert until_done(tmp_path, "exit 2") == 2
     assert until_done(tmp_path, f"(sleep 1; touch {tmp_path}/results.json) & exit 0") == 0
-    assert until_done(tmp_path, saves, told=True) == 0  # it was all done when it was told
+    assert (
+        until_done(tmp_path, saves, signalled=True) == 0
+    )  # the run was finished before the signal
 
 
 AT_ONCE = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
@@ -319,8 +321,8 @@ AT_ONCE = "trap 'exit 0' TERM; kill -TERM $PPID; while :; do sleep 0.05; done"
     ("words", "code"),
     [(("until_done.sh", "WORKDIR", "bash", "-c", AT_ONCE), 75), (("local.sh", "--processes=3"), 0)],
 )
-def test_a_signal_right_at_the_start_is_passed_on(tmp_path, words, code):
-    """On one core the command often runs before the launcher does anything more."""
+def test_signal_during_the_start_is_forwarded(tmp_path, words, code):
+    """On one core, the command often sends its signal before the launcher continues."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 1 && exit\n{AT_ONCE}\n')
     python.chmod(0o755)
@@ -332,11 +334,11 @@ def test_a_signal_right_at_the_start_is_passed_on(tmp_path, words, code):
             env=os.environ | {"PYTHON": str(python)}, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        child.communicate(timeout=20)  # waits for all who hold the pipe
+        child.communicate(timeout=20)  # returns when every process has closed the pipe
         assert child.returncode == code
 
 
-def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path):
+def test_slurm_job_is_requeued_only_if_the_run_was_stopped(tmp_path):
     (tmp_path / "srun").write_text('#!/bin/sh\necho "srun $*" >> $STUB/calls\nexit $CODE\n')
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "scontrol $*" >> $STUB/calls\n')
     for name in ("srun", "scontrol"):

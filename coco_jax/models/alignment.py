@@ -1,6 +1,6 @@
-"""Dual Cross-modality Alignment: videos against action labels and against descriptions.
+"""Dual Cross-modality Alignment (arXiv 2401.11654): videos with action labels and descriptions.
 
-docs/method.md, section 1, gives the formulas and marks what the paper leaves open.
+The formulas, and the choices that the paper leaves open, are in docs/method.md, section 1.
 All features are L2-normalised float32.
 """
 
@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def normalise(x_D: Float[Array, "*B D"], epsilon: float = 1e-6) -> Float[Array, "*B D"]:
-    """Scales vectors to unit length, in float32, with a finite gradient at zero."""
+    """Scales vectors to unit length. Returns float32; the gradient at zero is finite."""
     x_D = x_D.astype(jnp.float32)
     return x_D * jax.lax.rsqrt(jnp.sum(x_D * x_D, -1, keepdims=True) + epsilon**2)
 
 
 def cross_entropy(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
-    """Mean negative log-likelihood (nats) of the labels."""
+    """Mean negative log-likelihood of the labels, in nats; labels are in [0, K)."""
     log_p_BK = jax.nn.log_softmax(logits_BK)
     return -jnp.take_along_axis(log_p_BK, label_B[:, None], 1).mean()
 
@@ -24,7 +24,7 @@ def cross_entropy(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> 
 def class_to_video(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
     """Cross-entropy of each class over the videos of the batch, with several positives.
 
-    The target of a class is uniform over its videos. Classes without a video are left out of the mean.
+    The target of a class is uniform over its videos. The mean is over classes with at least one.
     """
     positive_BK = jax.nn.one_hot(label_B, logits_BK.shape[1])
     count_K = positive_BK.sum(0)
@@ -39,7 +39,14 @@ def label_loss(
     label_B: Int[Array, " B"],
     tau: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """L_label: class-level alignment in both directions."""
+    """L_label: class-level alignment, video to class plus class to video.
+
+    Args:
+      v_BD: video embeddings, unit length.
+      l_KD: label embeddings, unit length.
+      label_B: indices of the videos' classes, in [0, K).
+      tau: temperature of the softmax.
+    """
     logits_BK = v_BD @ l_KD.T / tau
     return cross_entropy(logits_BK, label_B) + class_to_video(logits_BK, label_B)
 
@@ -82,7 +89,7 @@ def description_loss(
     tau: Float[Array, ""],
     tau_d: float,
 ) -> Float[Array, ""]:
-    """L_desc: instance-level alignment of a video with its attended descriptions of each class."""
+    """L_desc: instance-level alignment with descriptions; arguments as in `description_scores`."""
     return cross_entropy(description_scores(v_BD, d_KMD, tau_d) / tau, label_B)
 
 
@@ -91,7 +98,13 @@ def semantic_features(
     d_KMD: Float[Array, "K M D"] | None,
     label_weight: float,
 ) -> Float[Array, "K D"]:
-    """The class semantic features s_c: label and mean description, independent of any video."""
+    """The class semantic features s_c, unit length, which do not depend on a video.
+
+    Args:
+      l_KD: label embeddings, unit length.
+      d_KMD: description embeddings, unit length; None for the labels alone.
+      label_weight: w in s_c = normalise(w l_c + (1 - w) normalise(mean_m d_cm)).
+    """
     if d_KMD is None:
         return l_KD
     return normalise(label_weight * l_KD + (1 - label_weight) * normalise(d_KMD.mean(1)))

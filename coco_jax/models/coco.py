@@ -1,4 +1,4 @@
-"""CoCo: a video and a text tower, their alignment, and the cycle between class semantic features."""
+"""The CoCo model (arXiv 2401.11654): video tower, text tower, projections, and losses."""
 
 from typing import TypedDict
 
@@ -23,13 +23,13 @@ from coco_jax.sharding import BATCH, CLASSES, constrain
 class Batch(TypedDict):
     """Input of one training step: videos, and the texts of every seen class and every pool class.
 
-    The pool has no classes (length 0) if the cycle needs none. `episode` is a permutation of the
-    seen classes; with the episodic pool its second half is treated as unseen.
+    The pool is empty (length 0) if the cycle does not use it. `episode` is a permutation of the seen
+    classes; with `config.cycle.pool='episodic'` the classes in its second half act as unseen classes.
     """
 
     video: Array  # uint8 B T H W 3, or float32 B F features
     label: Array  # int32 B, an index into the seen classes
-    # Texts are int32 token ids, or features of a frozen text tower, bfloat16, with W instead of L.
+    # Texts are int32 token ids, or bfloat16 features (width W instead of length L) of a frozen tower.
     label_ids: Array  # K P L
     description_ids: Array  # K M L
     pool_label_ids: Array  # U P L
@@ -44,9 +44,9 @@ class CoCo(nnx.Module):
         """Builds the model.
 
         Args:
-          config: of the run (coco_jax/config.py).
-          rngs: initial values.
-          mesh: of the devices; None for a single device.
+          config: the run's config (coco_jax/config.py).
+          rngs: random state for the initial parameters.
+          mesh: the device mesh; None for a single device.
         """
         model, video, text = config.model, config.video_tower, config.text_tower
         dtype = jnp.dtype(model.dtype)
@@ -98,7 +98,12 @@ class CoCo(nnx.Module):
         return jnp.clip(jnp.exp(self.log_tau[...]), model.tau_min, model.tau_max)
 
     def embed_videos(self, video: Array, key: jax.Array | None = None) -> Float[Array, "B D"]:
-        """Unit vectors of uint8 clips `B T H W 3`, or of float features `B F`."""
+        """Embeds videos as float32 unit vectors.
+
+        Args:
+          video: uint8 clips `B T H W 3`, RGB, or float features `B F` for a `FeatureTower`.
+          key: turns dropout on.
+        """
         if video.dtype == jnp.uint8:
             dtype = jnp.dtype(self.config.model.dtype)
             mean, std = (
@@ -113,9 +118,13 @@ class CoCo(nnx.Module):
         texts_XYL: Int[Array, "X Y L"] | Float[Array, "X Y W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "X Y D"]:
-        """Unit vectors of texts: token ids, or features of a frozen text tower.
+        """Embeds texts as float32 unit vectors.
 
-        The devices share the work; only the embeddings are gathered.
+        Each device embeds a part of the texts; only the embeddings are gathered.
+
+        Args:
+          texts_XYL: token ids, or features of a frozen text tower.
+          key: turns dropout on.
         """
         count = texts_XYL.shape[0]
         x_ZD = rearrange(texts_XYL, "x y l -> (x y) l")
@@ -130,7 +139,7 @@ class CoCo(nnx.Module):
         texts_KPL: Int[Array, "K P L"] | Float[Array, "K P W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "K D"]:
-        """l_c: the normalised mean over the prompt templates P."""
+        """Label embeddings l_c: the normalised mean over the P prompt templates."""
         return normalise(self.embed_texts(texts_KPL, key).mean(1))
 
     def scores(
@@ -140,9 +149,13 @@ class CoCo(nnx.Module):
         d_KMD: Float[Array, "K M D"] | None,
         mask_KM: Bool[Array, "K M"] | None = None,
     ) -> Float[Array, "B K"]:
-        """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), in [-1, 1].
+        """score(v, c) = alpha v . l_c + (1 - alpha) v . e_c(v), float32 in [-1, 1].
 
-        Without descriptions the score is v . l_c.
+        Args:
+          v_BD: video embeddings, unit length.
+          l_KD: label embeddings, unit length.
+          d_KMD: description embeddings, unit length; with None the score is v . l_c.
+          mask_KM: False for padding, where a class has fewer than M descriptions.
         """
         with jax.default_matmul_precision("float32"):
             return self._scores(v_BD, l_KD, d_KMD, mask_KM)
@@ -156,9 +169,11 @@ class CoCo(nnx.Module):
         return alpha * by_label_BK + (1 - alpha) * by_description_BK
 
     def losses(self, batch: Batch, key: jax.Array | None = None) -> dict[str, Float[Array, ""]]:
-        """Every term of the objective, float32, and their weighted sum `loss`.
+        """The terms of the objective by name, their weighted sum `loss`, and `tau`; float32 scalars.
 
-        Dropout is on if a `key` is given.
+        Args:
+          batch: one training batch.
+          key: turns dropout on.
         """
         video_key, text_key = (None, None) if key is None else jax.random.split(key)
         v_BD = self.embed_videos(batch["video"], video_key)
@@ -167,7 +182,7 @@ class CoCo(nnx.Module):
     def losses_of_embeddings(
         self, v_BD: Float[Array, "B D"], batch: Batch, key: jax.Array | None = None
     ) -> dict[str, Float[Array, ""]]:
-        """As `losses`, for videos that are already embedded; embeds the texts of the batch."""
+        """As `losses`, with video embeddings `v_BD` in place of `batch["video"]`."""
         keys = (None, None) if key is None else jax.random.split(key)
         label_ids = jnp.concatenate([batch["label_ids"], batch["pool_label_ids"]])
         l_XD = self.embed_labels(label_ids, keys[0])
@@ -175,8 +190,8 @@ class CoCo(nnx.Module):
         if self.uses_descriptions:
             ids_XML = jnp.concatenate([batch["description_ids"], batch["pool_description_ids"]])
             d_XMD = self.embed_texts(ids_XML, keys[1])
-        # Accelerators round the operands of float32 products by default; at a temperature of 0.01
-        # that changes logits by tenths.
+        # By default, TPUs and GPUs compute float32 matrix products with reduced precision. At a
+        # temperature of 0.01 that would change logits by tenths.
         with jax.default_matmul_precision("float32"):
             return self._terms(v_BD, l_XD, d_XMD, batch)
 

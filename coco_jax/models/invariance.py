@@ -1,6 +1,6 @@
-"""Cross-action Invariance Mining: unseen classes are reconstructed from seen ones, and back.
+"""Cross-action Invariance Mining (arXiv 2401.11654): the cycle between seen and unseen classes.
 
-docs/method.md, section 2. The squared error and the optional terms are our choice.
+The formulas are in docs/method.md, section 2. The squared error and the optional terms are our choice.
 """
 
 import jax
@@ -15,12 +15,12 @@ from coco_jax.models.alignment import normalise
 class Attend(nnx.Module):
     """attend(q, kv) = softmax(norm(q Wq) norm(kv Wk)^T / tau_r) (kv Wv) Wo.
 
-    The weights start as identity matrices. Without `learned` there are none.
+    The weights are initialised as identity matrices. With `learned=False` there are no weights.
     """
 
     def __init__(self, width: int, heads: int, tau_r: float, learned: bool):
         if width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
+            raise ValueError(f"heads={heads} does not divide width={width}")
         self.heads, self.tau_r = heads, tau_r
         self.learned = learned
         if learned:
@@ -31,7 +31,7 @@ class Attend(nnx.Module):
     def __call__(
         self, q_QD: Float[Array, "Q D"], kv_KD: Float[Array, "K D"]
     ) -> Float[Array, "Q D"]:
-        """Reconstructs each query from the K key-values; the result is not normalised."""
+        """Reconstructs each of Q queries from K keys and values; the result is not normalised."""
         q_HQE, k_HKE = self._heads(q_QD, "query"), self._heads(kv_KD, "key")
         logits_HQK = jnp.einsum("hqe,hke->hqk", normalise(q_HQE), normalise(k_HKE)) / self.tau_r
         mixed_HQE = jax.nn.softmax(logits_HQK) @ self._heads(kv_KD, "value")
@@ -52,7 +52,7 @@ class Invariance(nnx.Module):
         self.to_seen = Attend(width, heads, tau_r, learned)
 
     def __call__(self, s_SD: Float[Array, "S D"], s_UD: Float[Array, "U D"]) -> Float[Array, "S D"]:
-        """S~_s: seen classes reconstructed from unseen classes, themselves reconstructed from seen ones."""
+        """S~_s: seen classes rebuilt from unseen ones, which are rebuilt from seen ones; unit length."""
         rebuilt_UD = normalise(self.to_unseen(s_UD, s_SD))
         return normalise(self.to_seen(s_SD, rebuilt_UD))
 
@@ -60,7 +60,18 @@ class Invariance(nnx.Module):
 def cycle_loss(
     rebuilt_SD: Float[Array, "S D"], s_SD: Float[Array, "S D"], form: str, tau: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """L_cycle: the `squared` error of the reconstruction, or `contrastive`: classify it among the classes."""
+    """L_cycle, the error of the reconstructed seen classes.
+
+    Args:
+      rebuilt_SD: reconstructions, unit length.
+      s_SD: class semantic features of the seen classes, unit length.
+      form: "squared": mean squared distance; "contrastive": cross-entropy of each reconstruction over
+        the seen classes.
+      tau: temperature of the contrastive form.
+
+    Raises:
+      ValueError: `form` is neither of the two.
+    """
     match form:
         case "squared":
             return jnp.square(rebuilt_SD - s_SD).sum(-1).mean()
@@ -68,4 +79,4 @@ def cycle_loss(
             log_p_SS = jax.nn.log_softmax(rebuilt_SD @ s_SD.T / tau)
             return -jnp.diagonal(log_p_SS).mean()
         case _:
-            raise ValueError(f"cycle form is {form!r}, not squared or contrastive")
+            raise ValueError(f"cycle.form is {form!r}; must be 'squared' or 'contrastive'")

@@ -1,6 +1,6 @@
 """Temporal modules: how an image tower mixes information between frames.
 
-Each module starts as the identity: at step 0 the output of the tower is the mean over its frames.
+Each module is initialised as the identity: at step 0 the tower's output is the mean over its frames.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from coco_jax.models.transformer import Blocks, make_attention
 
-# blocks: a transformer over the frame vectors, trained from scratch with the rest.
+# blocks: a transformer over the frame vectors with ordinary initialisation, for training from scratch.
 # mean: no temporal module. transformer, divided, shift: added to an image tower, zero-initialised.
 # tokens: a transformer over time at each patch position, as in VideoPrism.
 KINDS = ("blocks", "mean", "transformer", "divided", "shift", "tokens")

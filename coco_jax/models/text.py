@@ -1,4 +1,4 @@
-"""The text tower: token ids to one vector for each text."""
+"""The text tower: a transformer from token ids to one vector per text."""
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +44,17 @@ class TextTower(nnx.Module):
           remat: recompute activations in the backward pass instead of storing them.
           lora: rank and scale of low-rank corrections in the blocks, or None.
           dtype: of activations.
-          rngs: initial values.
+          rngs: random state for the initial parameters.
 
         Raises:
-          ValueError: the architecture is not possible.
+          ValueError: `pool` or `position` has an unknown value.
         """
         if tower.pool not in POOLS:
-            raise ValueError(f"pool is {tower.pool!r}, not one of {POOLS}")
+            raise ValueError(f"text_tower.pool is {tower.pool!r}; must be one of {POOLS}")
         if tower.position not in POSITIONS:
-            raise ValueError(f"position is {tower.position!r}, not one of {POSITIONS}")
+            raise ValueError(
+                f"text_tower.position is {tower.position!r}; must be one of {POSITIONS}"
+            )
         self.tower = tower
         width, epsilon = tower.width, tower.norm_epsilon
         normal = nnx.initializers.normal(0.02)
@@ -81,8 +83,8 @@ class TextTower(nnx.Module):
         # one LayerNorm comes before them; pre-norm blocks need it after.
         self.post_norm = tower.norm == "post"
         self.norm = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        # BERT has an embedding for the first and one for the second text of a pair; a single text
-        # uses the first.
+        # BERT adds one of two embeddings to the tokens, for the first and second text of a pair. A
+        # single text uses the first.
         self.token_type = nnx.Param(normal(rngs.params(), (width,))) if self.post_norm else None
         self.cls = nnx.Param(normal(rngs.params(), (width,))) if tower.pool == "cls" else None
         self.map = nnx.data(None)
@@ -100,7 +102,7 @@ class TextTower(nnx.Module):
     def __call__(
         self, ids_XL: Int[Array, "X L"], key: jax.Array | None = None
     ) -> Float[Array, "X D"]:
-        """Embeds texts of up to `length` tokens; dropout is on if a `key` is given."""
+        """Embeds texts of up to `length` int32 token ids; a `key` turns dropout on."""
         mask_XL = self._token_mask(ids_XL)
         x_XLD = self._embed(ids_XL)
         if self.cls is not None:

@@ -18,7 +18,7 @@ NORMS = ("pre", "post")
 
 
 class LowRank(nnx.LinearGeneral):
-    """A linear layer plus a low-rank correction (LoRA, arXiv 2106.09685), which starts at zero."""
+    """A linear layer plus a low-rank correction (LoRA, arXiv 2106.09685), zero at initialisation."""
 
     def __init__(
         self, width: int, out_features: tuple[int, ...], *, rank: int, scale: float, dtype, rngs
@@ -29,14 +29,25 @@ class LowRank(nnx.LinearGeneral):
         self.lora_up = nnx.Param(jnp.zeros((rank, *out_features)))
 
     def __call__(self, inputs: Float[Array, "*B D"], out_sharding=None) -> Float[Array, "*B H E"]:
-        """Maps the last axis."""
+        """Maps the last axis (D) to H heads of E values."""
         out = super().__call__(inputs, out_sharding)
         low = inputs.astype(out.dtype) @ self.lora_down[...].astype(out.dtype)
         return out + self.scale * jnp.tensordot(low, self.lora_up[...].astype(out.dtype), 1)
 
 
 def capped_attention(query, key, value, *, cap: float, mask=None, **unused):
-    """Attention whose logits are limited to (-cap, cap) by a tanh, as in VideoPrism."""
+    """Attention with logits cap * tanh(logits / cap), as in VideoPrism (arXiv 2402.13217).
+
+    An `attention_fn` of `nnx.MultiHeadAttention`.
+
+    Args:
+      query: `... Q H E`.
+      key: `... K H E`.
+      value: `... K H E`.
+      cap: bound of the logits.
+      mask: bool, broadcastable to `... H Q K`; True where a query may attend.
+      **unused: other arguments of `attention_fn`.
+    """
     logits = jnp.einsum("...qhe,...khe->...hqk", query, key) / query.shape[-1] ** 0.5
     logits = (cap * jnp.tanh(logits / cap)).astype(jnp.float32)
     if mask is not None:
@@ -59,12 +70,14 @@ def make_attention(
     """Multi-head attention.
 
     Args:
-      width: of the tokens.
-      heads: how many.
-      inner: total width of all heads; by default `width`.
+      width: size of the tokens' last axis.
+      heads: number of heads.
+      inner: total width of all heads; `width` by default.
       attention_logit_cap: bound of the attention logits, or 0 for none.
       lora: rank and scale of a low-rank correction of queries and values, or None.
       zero: initialise the output projection with zeros.
+      dtype: of activations.
+      rngs: random state for the initial parameters.
     """
     settings: dict = {}
     if attention_logit_cap:
@@ -126,14 +139,14 @@ class Block(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        """A block.
+        """Builds the block.
 
         Args:
-          width: of the tokens.
-          heads: of the attention.
+          width: size of the tokens' last axis.
+          heads: number of attention heads.
           mlp_ratio: the MLP's hidden width as a multiple of `width`.
-          activation: the MLP's.
-          dropout: of each residual branch.
+          activation: of the MLP, a key of `ACTIVATIONS`.
+          dropout: rate on the output of each residual branch.
           epsilon: of the LayerNorms.
           norm: "pre": normalise the input of each branch; "post": normalise each sum (BERT).
           attention_logit_cap: bound of the attention logits, or 0 for none.
@@ -141,10 +154,13 @@ class Block(nnx.Module):
           zero: initialise so that the block is the identity.
           mixer: makes a module that mixes frames before the block (models/temporal.py).
           dtype: of activations.
-          rngs: initial values.
+          rngs: random state for the initial parameters.
+
+        Raises:
+          ValueError: `norm` is unknown.
         """
         if norm not in NORMS:
-            raise ValueError(f"norm is {norm!r}, not one of {NORMS}")
+            raise ValueError(f"norm is {norm!r}; must be one of {NORMS}")
         self.post = norm == "post"
         self.norm1 = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.attention = make_attention(

@@ -1,4 +1,4 @@
-"""The video tower: patches, attention within each frame, mixing over time, and one vector a video."""
+"""The video tower: a transformer from the frames of a video to one vector, and an MLP on features."""
 
 import functools
 from typing import Any
@@ -42,20 +42,20 @@ class VideoTower(nnx.Module):
           remat: recompute activations in the backward pass instead of storing them.
           lora: rank and scale of low-rank corrections in the blocks, or None.
           dtype: of activations.
-          rngs: initial values.
+          rngs: random state for the initial parameters.
 
         Raises:
-          ValueError: the architecture is not possible.
+          ValueError: `pool` or `temporal` is unknown, or patches do not divide the video.
         """
         if tower.pool not in POOLS:
-            raise ValueError(f"pool is {tower.pool!r}, not one of {POOLS}")
+            raise ValueError(f"video_tower.pool is {tower.pool!r}; must be one of {POOLS}")
         if tower.temporal not in KINDS:
-            raise ValueError(f"temporal is {tower.temporal!r}, not one of {KINDS}")
+            raise ValueError(f"video_tower.temporal is {tower.temporal!r}; must be one of {KINDS}")
         if tower.temporal == "tokens" and tower.pool == "cls":
             raise ValueError("temporal='tokens' pools all tokens of a video; 'cls' pools one frame")
         if tower.size % tower.patch or tower.frames % tower.tubelet:
             raise ValueError(
-                f"{tower.frames} frames of {tower.size} px do not divide into "
+                f"video_tower: {tower.frames} frames of {tower.size} pixels do not divide into "
                 f"{tower.tubelet} x {tower.patch} x {tower.patch}"
             )
         self.tower = tower
@@ -107,7 +107,7 @@ class VideoTower(nnx.Module):
                 dtype=dtype,
                 rngs=rngs,
             )
-        # LoRA is for the blocks of the published tower; with "blocks" the temporal part is new.
+        # LoRA adapts published blocks only; those of temporal="blocks" are new.
         if tower.temporal == "tokens":
             self.time_position = nnx.Param(normal(rngs.params(), (steps, width)))
             self.temporal: Any = Blocks(tower.temporal_depth, **block, lora=lora)
@@ -125,7 +125,7 @@ class VideoTower(nnx.Module):
     def __call__(
         self, video_BTHWC: Float[Array, "B T H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
-        """Embeds clips whose pixels are normalised; dropout is on if a `key` is given."""
+        """Embeds clips with normalised pixels; a `key` turns dropout on."""
         tower = self.tower
         keys = (None,) * 3 if key is None else tuple(jax.random.split(key, 3))
         batch = video_BTHWC.shape[0]
@@ -172,7 +172,7 @@ class VideoTower(nnx.Module):
 
 
 class FeatureTower(nnx.Module):
-    """An MLP over precomputed features; it takes the place of a video tower."""
+    """An MLP over precomputed features, in place of a video tower."""
 
     def __init__(self, *, features: int, width: int, dropout: float, dtype=None, rngs: nnx.Rngs):
         self.width = width
@@ -184,6 +184,6 @@ class FeatureTower(nnx.Module):
     def __call__(
         self, x_BF: Float[Array, "B F"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
-        """Embeds features; dropout is on if a `key` is given."""
+        """Embeds features; a `key` turns dropout on."""
         h_BD = jax.nn.gelu(self.norm(self.up(x_BF)))
         return self.down(self.dropout(h_BD, deterministic=key is None, rngs=key))

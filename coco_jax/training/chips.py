@@ -1,27 +1,26 @@
-"""What accelerators can do at best: the yardstick of model FLOPs utilisation and of what fits.
+"""Peak FLOP/s, memory and link bandwidth of accelerators, and model FLOPs utilisation (MFU).
 
-Figures per device as JAX counts them, from the makers' pages: docs.cloud.google.com/tpu/docs/v5e, /v5p
-and /v6e; NVIDIA's data sheets of A100 (80 GB SXM), H100 (SXM) and H200, dense bfloat16.
+Values are per JAX device, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e, and from NVIDIA's data
+sheets of A100 (80 GB SXM), H100 (SXM) and H200, for dense bfloat16.
 """
 
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """The best that one device does."""
+    """Peak values of one device."""
 
-    flops: float  # bfloat16 FLOP a second
+    flops: float  # bfloat16 FLOP/s
     memory: float  # bytes
-    link: (
-        float  # bytes a second that it sends to other chips at once (TPU: half of "bidirectional")
-    )
-    # FLOP a cycle of all its matrix units (TPU: 2 x side^2 x units); what turns the compiler's cycles
-    # into seconds: clock = flops / per_cycle, 1.5 GHz on v5e, 1.75 GHz on v5p and v6e.
+    # Bytes/s sent to other chips over all links (TPU: half of the "bidirectional" bandwidth).
+    link: float
+    # FLOP per cycle of all matrix units (TPU: 2 x side^2 x units), to convert the compiler's cycles to
+    # seconds: clock = flops / per_cycle, which is 1.5 GHz on v5e, 1.75 GHz on v5p and v6e.
     per_cycle: float = 0.0
 
     @property
     def clock(self) -> float:
-        """Hz; 0 where the compiler gives no cycles."""
+        """Hz; 0 if the compiler of this device estimates no cycles."""
         return self.flops / self.per_cycle if self.per_cycle else 0.0
 
 
@@ -36,12 +35,15 @@ CHIPS = {  # by jax.Device.device_kind
 
 
 def mfu(model_flops: float, seconds: float, kind: str) -> float | None:
-    """The share of a device's peak that the model's own FLOPs are; None of a device not known here.
+    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B), in [0, 1].
 
     Args:
-      model_flops: what one device's share of a step needs, nothing computed twice.
-      seconds: what the step took.
+      model_flops: FLOPs that the model needs per device and step, without recomputation.
+      seconds: duration of the step.
       kind: `jax.Device.device_kind`.
+
+    Returns:
+      The achieved share of the device's peak FLOP/s; None if the device is not in `CHIPS`.
     """
     chip = CHIPS.get(kind)
     return model_flops / seconds / chip.flops if chip and seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Runs of several processes: joining them, and ending all of them when one fails."""
+"""Runs with several processes: `jax.distributed`, and ending all processes when one fails."""
 
 import atexit
 import contextlib
@@ -21,9 +21,15 @@ PEER_FAILURE = re.compile(
 
 
 def join(coordinator: str, processes: int | None, process: int | None) -> None:
-    """Makes this process one of several; `coordinator` is host:port, or "auto" on a cluster."""
+    """Initialises `jax.distributed` for this process.
+
+    Args:
+      coordinator: host:port of process 0, or "auto" to detect everything on a cluster.
+      processes: number of processes; None with "auto".
+      process: index of this process; None with "auto".
+    """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # The processes agree on the step to stop at with a collective of ours (preemption.py).
+    # Replaced by `preemption.any_process_preempted`, with which all processes agree on a step.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         None if coordinator == "auto" else coordinator,
@@ -34,7 +40,7 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
     _start_watcher()
 
 
-# Closing it tells the watcher that this process ends by itself.
+# Closing this stack tells the watcher that the process exits normally.
 expected_end = contextlib.ExitStack()
 atexit.register(expected_end.close)
 
@@ -68,9 +74,12 @@ def _start_watcher() -> None:
 
 @contextlib.contextmanager
 def stop_all_on_failure(program: str) -> Iterator[None]:
-    """Ends this process at once, with the reason, if it fails as one of several.
+    """In a run of several processes, prints an exception of the block and exits at once.
 
-    JAX's own exit would wait for the other processes, which may wait for this one.
+    A normal exit would wait in JAX for the other processes, which may wait for this one.
+
+    Args:
+      program: the name of the command, for messages.
     """
     if jax.process_count() == 1:
         yield
@@ -85,7 +94,7 @@ def stop_all_on_failure(program: str) -> Iterator[None]:
             raise
         code = end.code if isinstance(end.code, int) else 1
         print(f"{who} stops; the others will too", file=sys.stderr)
-    except Exception as error:  # printed below, then the process ends: nothing is hidden
+    except Exception as error:  # printed below; then the process exits
         reason = " ".join(str(error).split())[:200]
         if PEER_FAILURE.search(f"{type(error).__name__} {reason}"):
             print(

@@ -1,4 +1,4 @@
-"""Stops a run cleanly on SIGTERM, which preemption sends, and on Ctrl-C: save, then exit."""
+"""Saves a checkpoint and exits on SIGTERM, which preemption sends, and on Ctrl-C."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from coco_jax.training import multihost
 from coco_jax.training.step import Program, global_batch
 
-# Exit codes by signal. A preempted run has done what it should: 0.
+# Exit codes by signal. Preemption is not a failure, so its code is 0.
 EXIT_CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
@@ -22,10 +22,10 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Whether a signal has asked the process to stop. Ends it at once if there is nothing to save.
+    """Records SIGTERM and SIGINT; exits the process at once if there is nothing to save.
 
-    A signal handler in Python does not run while XLA compiles or a step is waited for. So a thread
-    reads the pipe to which the interpreter writes each signal as it arrives.
+    Python runs no signal handler while XLA compiles or the main thread waits for a step. Therefore a
+    thread reads the pipe to which the interpreter writes the number of each signal (`set_wakeup_fd`).
     """
 
     def __init__(self) -> None:
@@ -35,16 +35,19 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """The exit code for the signal that came; 0 if another process got it."""
+        """The exit code for the received signal; 0 if another process received it."""
         return EXIT_CODES.get(self.signal, 0) if self.signal else 0
 
     def install(self) -> "Preemption":
-        """Takes over SIGTERM and SIGINT; in the main thread, after `jax.distributed.initialize`."""
+        """Starts handling SIGTERM and SIGINT.
+
+        Call it in the main thread, after `jax.distributed.initialize`.
+        """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -63,7 +66,7 @@ class Preemption:
             self.exit_if_saved()
 
     def exit_if_saved(self) -> None:
-        """Ends the process if a signal came and no step is unsaved."""
+        """Exits the process if a signal was received and all steps are saved."""
         with self._lock:
             if self.signal and not self._has_unsaved_steps:
                 print(
@@ -76,7 +79,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Within the block the process does not end by itself: the caller saves its steps."""
+        """Within the block a signal does not exit the process: the caller saves the steps and exits."""
         with self._lock:
             self._has_unsaved_steps = True
         try:
@@ -87,7 +90,10 @@ class Preemption:
 
 
 def any_process_preempted(program: Program, preemption: Preemption) -> bool | jax.Array:
-    """Whether any process got a signal: the same answer at the same step in every process."""
+    """Whether any process received a signal; the result is the same in all processes.
+
+    A collective: every process must call it at the same step.
+    """
     if jax.process_count() == 1:
         return preemption.requested
     share = program.mesh.shape["data"] * program.mesh.shape["fsdp"] // jax.process_count()

@@ -1,7 +1,7 @@
 """Compiles the steps of a config for TPU and GPU topologies that this machine does not have.
 
-The compiler is that of the target: libtpu for TPUs, jax[cuda13] for NVIDIA GPUs (no GPU or driver is
-needed). No data is needed either, only the numbers of classes. coco_jax/compile.py is the command.
+Needs the compiler of the target: libtpu for TPUs, jax[cuda13] for NVIDIA GPUs (without a GPU or driver).
+Needs no data, only the numbers of classes. The command is coco_jax/compile.py.
 """
 
 import os
@@ -18,7 +18,7 @@ from coco_jax.training.chips import CHIPS, Chip
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
          "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
-# What the compiler asks of a GPU: (device kind, compute capability, cores, bytes, bytes/s, GHz).
+# Properties of GPUs: (device kind, compute capability, cores, memory in bytes, bytes/s, GHz).
 GPUS = {
     "a100": ("NVIDIA A100-SXM4-80GB", (8, 0), 108, 85_052_489_728, 2_039_000_000_000, 1.41),
     "h100": ("NVIDIA H100 80GB HBM3", (9, 0), 132, 84_978_434_048, 3_352_320_000_000, 1.98),
@@ -36,33 +36,36 @@ dnn_version_info {{ major: 9 minor: 8 }} gpu_device_info {{
 
 
 class Cost(NamedTuple):
-    """What one device of the topology does for one step, as the compiler says."""
+    """The cost of one step on one device, as estimated by the compiler."""
 
     arguments: int  # bytes: parameters, optimizer moments, the batch
     temporaries: int  # bytes
     code: int  # bytes
-    peak: int  # bytes, all of it
+    peak: int  # bytes, the sum of the three above
     flops: float | None
-    moved: float | None  # bytes read and written
-    collectives: dict[str, tuple[int, int]]  # by kind: how many, bytes
-    compute: float | None  # seconds of the compiler's estimated cycles
-    links: float  # seconds that the collectives' bytes need at the least
+    moved: float | None  # bytes read and written in device memory
+    collectives: dict[str, tuple[int, int]]  # by kind: (count, bytes)
+    compute: float | None  # seconds, from the compiler's cycle estimates; None if there are none
+    links: float  # seconds to send the collectives' bytes at the links' full bandwidth
 
     @property
     def seconds(self) -> float | None:
-        """The estimated time of a step, nothing overlapped; None where there is no estimate."""
+        """The estimated time of a step if nothing overlaps; None without cycle estimates (GPUs)."""
         return None if self.compute is None else self.compute + self.links
 
 
 def devices_of(topology: str) -> list[Any]:
-    """The devices of a topology, which this machine need not have.
+    """Descriptions of the devices of a topology, for compilation only.
+
+    Args:
+      topology: such as "v5e:4x4" or "h100:8".
 
     Raises:
-      UserError: there is no such topology, or its compiler is not installed.
+      UserError: the topology does not exist, or its compiler is not installed.
     """
     name, _, shape = topology.partition(":")
     if name in GPUS:
-        # Autotuning would run kernels on a GPU.
+        # Autotuning needs a GPU to run kernels on.
         flags = " --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
     import jax
@@ -87,13 +90,13 @@ def devices_of(topology: str) -> list[Any]:
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--topology={topology}: {reason}; TPUs are written v5e:16x16, v5p:2x2x2, v6e:4x4 and need "
-            "requirements-compile.txt, GPUs h100:8, a100:8 and need jax[cuda13]"
+            f"--topology={topology}: {reason}; use v5e:16x16, v5p:2x2x2, v6e:4x4 or another TPU topology "
+            "(pip install -r requirements-compile.txt), or h100:8 or a100:8 (pip install jax[cuda13])"
         ) from error
 
 
 def computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The computations of a compiled module's text: their names and lines; the entry is ENTRY."""
+    """Yields (name, lines) of each computation in the HLO text of a module; the entry is "ENTRY"."""
     name = ""
     lines: list[str] = []
     for line in text.splitlines():
@@ -108,7 +111,7 @@ def computations(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def size(shape: str) -> int:
-    """Bytes of an HLO shape such as `f32[400,512]{1,0}` or of the tuple of several."""
+    """Bytes of an HLO shape such as `f32[400,512]{1,0}`, or of a tuple of shapes."""
     total = 0
     for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape):
         count = 1
@@ -119,7 +122,7 @@ def size(shape: str) -> int:
 
 
 def group_size(line: str) -> int:
-    """How many devices one group of a collective has."""
+    """The number of devices in one replica group of a collective, from its HLO line."""
     if got := re.search(r"replica_groups=mesh\[([^]]*)\] \{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", got[1]))
         count = 1
@@ -133,10 +136,15 @@ def group_size(line: str) -> int:
 
 
 def walk(text: str, repeats: int) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Cycles that the compiler estimated, and collectives by kind: how many, bytes.
+    """Sums estimated cycles and collectives over the HLO text of a compiled module.
 
-    Bytes are of the whole array that a collective combines: its result, of a reduce-scatter its
-    operand. The body of a loop counts `repeats` times: loops are over microbatches.
+    Args:
+      text: the module.
+      repeats: how often the body of a loop runs. All loops are over microbatches.
+
+    Returns:
+      Estimated cycles, and (count, bytes) of collectives by kind. Bytes are those of the whole array:
+      of the result, for a reduce-scatter of the operand.
     """
     parts = dict(computations(text))
     cycles, found = 0, dict.fromkeys(KINDS, (0, 0))
@@ -152,7 +160,7 @@ def walk(text: str, repeats: int) -> tuple[int, dict[str, tuple[int, int]]]:
             kind = op.removesuffix("-start")
             if kind in KINDS:
                 number, group = size(shape), group_size(line)
-                if op == "all-gather-start":  # its result is a pair of operand and result
+                if op == "all-gather-start":  # the result is (operand, result)
                     number = number * group // (group + 1)
                 elif op == "collective-permute-start":
                     number //= 2
@@ -169,11 +177,17 @@ def walk(text: str, repeats: int) -> tuple[int, dict[str, tuple[int, int]]]:
 
 
 def measure(compiled: Any, chip: Chip, repeats: int = 1) -> Cost:
-    """Memory, FLOPs, collectives and estimated time of a compiled step."""
+    """The cost of a compiled step.
+
+    Args:
+      compiled: a `jax.stages.Compiled`.
+      chip: the device that it was compiled for.
+      repeats: how often the body of a loop runs, which is the number of microbatches.
+    """
     memory, counts = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cycles, collectives = walk(compiled.as_text(), repeats)
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # A ring sends what all devices combine twice, what it only gathers or scatters once.
+    # On a ring, an all-reduce sends its bytes twice, the other collectives once.
     sent = sum(number * (2 if kind == "all-reduce" else 1)
                for kind, (_, number) in collectives.items())  # fmt: skip
     return Cost(
@@ -182,8 +196,8 @@ def measure(compiled: Any, chip: Chip, repeats: int = 1) -> Cost:
         code=memory.generated_code_size_in_bytes,
         peak=memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
         + memory.generated_code_size_in_bytes,
-        # XLA counts the body of a loop once. With microbatches the videos' part is in loops; the
-        # texts and the optimizer, which are not, are counted too often: an upper bound.
+        # XLA counts the body of a loop once. With microbatches only the video tower is in loops, so
+        # multiplying everything by `repeats` is an upper bound.
         flops=counts["flops"] * repeats if "flops" in counts else None,
         moved=counts["bytes accessed"] * repeats if "bytes accessed" in counts else None,
         collectives=collectives,
@@ -193,10 +207,19 @@ def measure(compiled: Any, chip: Chip, repeats: int = 1) -> Cost:
 
 
 def compile_steps(config: ConfigDict, devices: list[Any], seen: int, pool: int) -> dict[str, Cost]:
-    """Compiles the step of training and those of evaluation for devices that this machine need not have.
+    """Compiles the training step and the evaluation steps.
+
+    Args:
+      config: of the run.
+      devices: from `devices_of`.
+      seen: number of seen classes.
+      pool: number of classes in the pool of the cycle, the unseen classes.
+
+    Returns:
+      The cost of each step on one device, by name.
 
     Raises:
-      UserError: the config does not fit the devices, or a step their memory.
+      UserError: the mesh does not fit the devices, or a step does not fit the memory of a device.
     """
     import jax
     import jax.numpy as jnp
@@ -206,7 +229,9 @@ def compile_steps(config: ConfigDict, devices: list[Any], seen: int, pool: int) 
 
     kind = devices[0].device_kind
     if kind not in CHIPS:
-        raise UserError(f"{kind!r} is not known; add it to coco_jax/training/chips.py")
+        raise UserError(
+            f"no data about the device {kind!r}; add it to CHIPS in coco_jax/training/chips.py"
+        )
     program = make_program(config, sharding.make_mesh(config, devices))
     batch, params = abstract_batch(config, seen, pool), program.abstract.params
     count, dim, many = seen + pool, config.model.dim, config.text.eval_descriptions
@@ -250,24 +275,32 @@ def compile_steps(config: ConfigDict, devices: list[Any], seen: int, pool: int) 
 
 
 def remedies(config: ConfigDict) -> str:
-    """What to change where a step does not fit, the cheapest first."""
-    tried = []
+    """Flags that reduce memory, the cheapest first, as part of an error message."""
+    flags = []
     if not config.model.remat:
-        tried.append("--config.model.remat=True")
+        flags.append("--config.model.remat=True")
     if config.model.dtype == "float32":
-        tried.append("--config.model.dtype=bfloat16")
-    tried.append(f"--config.optimizer.microbatches={2 * config.optimizer.microbatches}")
-    tried.append(f"--config.mesh.fsdp={2 * max(config.mesh.fsdp, 1)}")
-    return f"try {', then '.join(tried)}, or a smaller --batch_per_device"
+        flags.append("--config.model.dtype=bfloat16")
+    flags.append(f"--config.optimizer.microbatches={2 * config.optimizer.microbatches}")
+    flags.append(f"--config.mesh.fsdp={2 * max(config.mesh.fsdp, 1)}")
+    return f"try {', then '.join(flags)}, or a smaller --batch_per_device"
 
 
 def show(config: ConfigDict, devices: list[Any], costs: dict[str, Cost], model: float) -> str:
-    """The costs as text. `model` is the FLOPs of a whole training step."""
+    """Formats costs as text.
+
+    Args:
+      config: of the run.
+      devices: all devices of the topology.
+      costs: from `compile_steps`.
+      model: FLOPs that the model needs for a training step, over all devices.
+    """
     kind, chip = devices[0].device_kind, CHIPS[devices[0].device_kind]
     mesh = " x ".join(f"{axis}={config.mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
     lines = [
         f"{len(devices)} x {kind}, {chip.memory / 2**30:.0f} GiB each; mesh {mesh}, "
-        f"{config.data.batch} videos a step, {config.optimizer.microbatches} microbatches; per device:"
+        f"{config.data.batch} videos per step, microbatches: {config.optimizer.microbatches}; "
+        "per device:"
     ]
     gib = 2.0**30
     for name, x in costs.items():
@@ -277,20 +310,24 @@ def show(config: ConfigDict, devices: list[Any], costs: dict[str, Cost], model: 
             f"temporaries {x.temporaries / gib:.2f}, code {x.code / gib:.2f}"
         )
         if x.flops is not None and x.moved is not None:
-            lines.append(f"  work         {x.flops / 1e12:.3f} TFLOP, {x.moved / 1e9:.1f} GB moved")
+            lines.append(
+                f"  work         {x.flops / 1e12:.3f} TFLOP, {x.moved / 1e9:.1f} GB read and written"
+            )
         for what, (count, number) in x.collectives.items():
-            lines.append(f"  {what:12} {count} of {number / 2**20:.1f} MiB together")
+            lines.append(f"  {what:12} {count}, {number / 2**20:.1f} MiB in total")
         if x.seconds is None or x.compute is None:
-            lines.append("  time         the GPUs' compiler gives no estimate, nor counts of FLOPs")
+            lines.append(
+                "  time         no estimate: the GPU compiler reports neither cycles nor FLOPs"
+            )
             continue
         lines.append(
-            f"  time         {1000 * x.seconds:.1f} ms: {1000 * x.compute:.1f} of the compiler's cycles "
-            f"at {chip.clock / 1e9:.2f} GHz, {1000 * x.links:.1f} of its links, nothing overlapped"
+            f"  time         {1000 * x.seconds:.1f} ms estimated: {1000 * x.compute:.1f} for operations "
+            f"at {chip.clock / 1e9:.2f} GHz, {1000 * x.links:.1f} for collectives, without overlap"
         )
         if name == "training step":
             share = model / len(devices) / x.seconds / chip.flops
             lines.append(
                 f"  utilisation  {100 * share:.1f}% MFU at that time ({model / len(devices) / 1e12:.3f} "
-                f"TFLOP needed a device), {config.data.batch / x.seconds:.0f} clips/s"
+                f"TFLOP needed per device), {config.data.batch / x.seconds:.0f} clips/s"
             )
     return "\n".join(lines)

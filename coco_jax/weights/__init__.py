@@ -1,4 +1,4 @@
-"""Published checkpoints into our towers: one file a family, a table of names in each."""
+"""Loads published checkpoints into the towers; one module for each family of checkpoints."""
 
 import functools
 from collections.abc import Mapping
@@ -25,17 +25,29 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def wanted(config: ConfigDict) -> dict[str, str]:
-    """The checkpoints that the config names, by tower."""
+    """The `weights` fields of the config that are set, by tower ("video", "text").
+
+    Raises:
+      UserError: video weights are set, but the config uses precomputed features.
+    """
     named = {"video": config.video_tower.weights, "text": config.text_tower.weights}
     if named["video"] and config.video_tower.kind == "features":
         raise UserError(
-            "config.video_tower.weights: config.video_tower.kind='features' has no tower to load; leave it empty"
+            "config.video_tower.weights: video_tower.kind='features' has no published weights; set "
+            "config.video_tower.weights=''"
         )
     return {part: where for part, where in named.items() if where}
 
 
 def published(config: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The parameters that the config's checkpoints give, by path; {} if it names none.
+    """Reads the config's checkpoints and converts them to parameters of our towers.
+
+    Args:
+      config: of the run.
+      shapes: the shape of every model parameter, by path ("video/embed/kernel").
+
+    Returns:
+      Float32 parameters by path; {} if the config names no checkpoint.
 
     Raises:
       UserError: a checkpoint is missing, damaged, a pickle, or does not fit the config's towers.
@@ -56,43 +68,54 @@ def published(config: ConfigDict, shapes: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def load(config: ConfigDict, params: Any) -> Any:
-    """`params` with what the config's checkpoints give in place, laid out as before.
+    """Replaces the parameters that the config's checkpoints contain.
+
+    Args:
+      config: of the run.
+      params: all parameters of the model, a tree of arrays.
+
+    Returns:
+      The same tree with the same dtypes and shardings.
 
     Raises:
-      UserError: as `published`.
+      UserError: a checkpoint is missing, damaged, a pickle, or does not fit the config's towers.
     """
     if not wanted(config):
         return params
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
     filled = published(config, shapes)
 
-    def one(path, leaf: jax.Array) -> jax.Array:
+    def replace(path, leaf: jax.Array) -> jax.Array:
         value = filled.get(path_of(path))
         if value is None:
             return leaf
         value = np.asarray(value, leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
 
-    return jax.tree.map_with_path(one, params)
+    return jax.tree.map_with_path(replace, params)
 
 
 def interpolate(config: ConfigDict, params: Any, start: Any) -> Any:
-    """`params` of the loaded towers, moved `config.eval.interpolate` of the way back to `start`.
+    """(1 - share) x trained + share x published weights, with share = `config.eval.interpolate`.
 
-    Weight-space ensembling (WiSE-FT, arXiv 2109.01903). `start` is the state at step 0, whose towers
-    are the published ones: what was added to them starts at zero. Towers and projections that no
-    checkpoint gave, the temperature and the cycle stay as trained.
+    Weight-space ensembling (WiSE-FT, arXiv 2109.01903). Towers and projections without published
+    weights, the temperature and the cycle keep their trained values.
+
+    Args:
+      config: of the run.
+      params: the trained parameters.
+      start: the parameters at step 0: published towers, in which added modules are the identity.
     """
     share = config.eval.interpolate
     parts = {f"{part}{tail}" for part in wanted(config) for tail in ("", "_out")}
     if config.text_tower.norm == "post" and config.text_tower.width != config.model.dim:
-        parts -= {"text_out"}  # BERT has none, and where it cannot be the identity it starts anyhow
+        parts -= {"text_out"}  # BERT has no projection; a non-square one is initialised at random
 
-    def one(path, trained: jax.Array, first: jax.Array) -> jax.Array:
+    def mix(path, trained: jax.Array, first: jax.Array) -> jax.Array:
         if path_of(path).split("/")[0] not in parts:
             return trained
         mixed = (1 - share) * trained + share * first
-        # What did not move stays to the last bit: the description bank knows its tower by it.
+        # Rounding must not change frozen parameters: the text feature cache is keyed by their hash.
         return jnp.where(trained == first, trained, mixed)
 
-    return jax.tree.map_with_path(one, params, start)
+    return jax.tree.map_with_path(mix, params, start)

@@ -1,7 +1,7 @@
-"""BERT (arXiv 1810.04805) and MiniLM, as Hugging Face and sentence-transformers store them.
+"""BERT (arXiv 1810.04805) and MiniLM checkpoints of Hugging Face and sentence-transformers.
 
-The tower's vector is the mean over tokens, as sentence-transformers has it; BERT's own pooler, which
-was trained to tell whether two sentences follow each other, is left out.
+A text's vector is the mean over its tokens, as in sentence-transformers. BERT's pooler is not used: it
+was trained for next-sentence prediction.
 """
 
 from coco_jax.weights.table import Family, Row
@@ -12,7 +12,7 @@ from coco_jax.weights.transforms import (
     identity_if_square,
     rows,
     to_heads,
-    turned,
+    transpose,
 )
 
 LAYER = "encoder.layer.{i}"
@@ -37,18 +37,18 @@ HUGGING_FACE = Family(
         Row(f"{LAYER}.attention.output.dense.bias", f"{OURS}/attention/out/bias"),
         Row(f"{LAYER}.attention.output.LayerNorm.weight", f"{OURS}/norm1/scale"),
         Row(f"{LAYER}.attention.output.LayerNorm.bias", f"{OURS}/norm1/bias"),
-        Row(f"{LAYER}.intermediate.dense.weight", f"{OURS}/mlp/up/kernel", turned),
+        Row(f"{LAYER}.intermediate.dense.weight", f"{OURS}/mlp/up/kernel", transpose),
         Row(f"{LAYER}.intermediate.dense.bias", f"{OURS}/mlp/up/bias"),
-        Row(f"{LAYER}.output.dense.weight", f"{OURS}/mlp/down/kernel", turned),
+        Row(f"{LAYER}.output.dense.weight", f"{OURS}/mlp/down/kernel", transpose),
         Row(f"{LAYER}.output.dense.bias", f"{OURS}/mlp/down/bias"),
         Row(f"{LAYER}.output.LayerNorm.weight", f"{OURS}/norm2/scale"),
         Row(f"{LAYER}.output.LayerNorm.bias", f"{OURS}/norm2/bias"),
         Row((), "text_out/kernel", identity_if_square),
     ],
     dropped=[
-        ("embeddings.position_ids", "0, 1, 2, ..., which older files store"),
-        ("pooler.dense.*", "the vector of BERT's own training task"),
-        ("cls.*", "heads that predict words and following sentences"),
+        ("embeddings.position_ids", "the constant 0, 1, 2, ... in older files"),
+        ("pooler.dense.*", "the head of next-sentence prediction"),
+        ("cls.*", "the heads of pre-training"),
     ],
     new=["text_out/.*"],
     prefixes=("bert.", "0.auto_model."),

@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): OpenAI's and OpenCLIP's, as Hugging Face or open_clip store them."""
+"""CLIP checkpoints (arXiv 2103.00020) in the formats of Hugging Face and open_clip."""
 
 from coco_jax.weights.table import Family, Row
 from coco_jax.weights.transforms import (
@@ -9,15 +9,15 @@ from coco_jax.weights.transforms import (
     log_tau,
     rows,
     to_heads,
-    turned,
+    transpose,
 )
 
-# What `video_tower.temporal` adds to a tower of single images.
+# Parameters that `video_tower.temporal` adds to an image tower.
 TEMPORAL = (r"video/temporal/.*", r"video/time_.*")
 
 
 def hugging_face_layer(theirs: str, ours: str) -> list[Row]:
-    """A layer of `transformers`."""
+    """Rows of one transformer layer in the format of Hugging Face; `{i}` is the layer's number."""
     theirs, ours = f"{theirs}.layers.{{i}}", f"{ours}/layers/{{i}}"
     return [
         Row(f"{theirs}.layer_norm1.weight", f"{ours}/norm1/scale"),
@@ -32,15 +32,15 @@ def hugging_face_layer(theirs: str, ours: str) -> list[Row]:
         Row(f"{theirs}.self_attn.out_proj.bias", f"{ours}/attention/out/bias"),
         Row(f"{theirs}.layer_norm2.weight", f"{ours}/norm2/scale"),
         Row(f"{theirs}.layer_norm2.bias", f"{ours}/norm2/bias"),
-        Row(f"{theirs}.mlp.fc1.weight", f"{ours}/mlp/up/kernel", turned),
+        Row(f"{theirs}.mlp.fc1.weight", f"{ours}/mlp/up/kernel", transpose),
         Row(f"{theirs}.mlp.fc1.bias", f"{ours}/mlp/up/bias"),
-        Row(f"{theirs}.mlp.fc2.weight", f"{ours}/mlp/down/kernel", turned),
+        Row(f"{theirs}.mlp.fc2.weight", f"{ours}/mlp/down/kernel", transpose),
         Row(f"{theirs}.mlp.fc2.bias", f"{ours}/mlp/down/bias"),
     ]
 
 
 def open_clip_layer(theirs: str, ours: str) -> list[Row]:
-    """A layer of open_clip: queries, keys and values are one matrix."""
+    """Rows of one open_clip layer, which stores queries, keys and values as one matrix."""
     theirs, ours = f"{theirs}.resblocks.{{i}}", f"{ours}/layers/{{i}}"
     return [
         Row(f"{theirs}.ln_1.weight", f"{ours}/norm1/scale"),
@@ -51,9 +51,9 @@ def open_clip_layer(theirs: str, ours: str) -> list[Row]:
         Row(f"{theirs}.attn.out_proj.bias", f"{ours}/attention/out/bias"),
         Row(f"{theirs}.ln_2.weight", f"{ours}/norm2/scale"),
         Row(f"{theirs}.ln_2.bias", f"{ours}/norm2/bias"),
-        Row(f"{theirs}.mlp.c_fc.weight", f"{ours}/mlp/up/kernel", turned),
+        Row(f"{theirs}.mlp.c_fc.weight", f"{ours}/mlp/up/kernel", transpose),
         Row(f"{theirs}.mlp.c_fc.bias", f"{ours}/mlp/up/bias"),
-        Row(f"{theirs}.mlp.c_proj.weight", f"{ours}/mlp/down/kernel", turned),
+        Row(f"{theirs}.mlp.c_proj.weight", f"{ours}/mlp/down/kernel", transpose),
         Row(f"{theirs}.mlp.c_proj.bias", f"{ours}/mlp/down/bias"),
     ]
 
@@ -70,7 +70,7 @@ HUGGING_FACE = Family(
         *hugging_face_layer("vision_model.encoder", "video/spatial"),
         Row("vision_model.post_layernorm.weight", "video/norm/scale"),
         Row("vision_model.post_layernorm.bias", "video/norm/bias"),
-        Row("visual_projection.weight", "video_out/kernel", turned),
+        Row("visual_projection.weight", "video_out/kernel", transpose),
     ],
     text=[
         Row("text_model.embeddings.token_embedding.weight", "text/embed/embedding"),
@@ -78,12 +78,12 @@ HUGGING_FACE = Family(
         *hugging_face_layer("text_model.encoder", "text/blocks"),
         Row("text_model.final_layer_norm.weight", "text/norm/scale"),
         Row("text_model.final_layer_norm.bias", "text/norm/bias"),
-        Row("text_projection.weight", "text_out/kernel", turned),
+        Row("text_projection.weight", "text_out/kernel", transpose),
     ],
     both=[Row("logit_scale", "log_tau", log_tau)],
     dropped=[
-        ("vision_model.embeddings.position_ids", "0, 1, 2, ..., which older files store"),
-        ("text_model.embeddings.position_ids", "the same"),
+        ("vision_model.embeddings.position_ids", "the constant 0, 1, 2, ... in older files"),
+        ("text_model.embeddings.position_ids", "the constant 0, 1, 2, ... in older files"),
     ],
     new=TEMPORAL,
 )
@@ -111,6 +111,6 @@ OPEN_CLIP = Family(
         Row("text_projection", "text_out/kernel"),
     ],
     both=[Row("logit_scale", "log_tau", log_tau)],
-    dropped=[("attn_mask", "the causal mask, which the tower makes itself")],
+    dropped=[("attn_mask", "the causal mask, which the tower computes")],
     new=TEMPORAL,
 )

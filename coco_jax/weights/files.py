@@ -1,4 +1,4 @@
-"""Checkpoint files: where they are, and their tensors; pickles are refused."""
+"""Finds and reads checkpoint files (.safetensors, .npz); pickles raise an error."""
 
 import json
 import pathlib
@@ -20,12 +20,18 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
-    """The file that `config.FIELD` names: a file, a folder with one of `names`, or hf:org/name.
+    """Finds a checkpoint file, and downloads it from Hugging Face if necessary.
 
-    `hf:org/name/file` names one file of a repository. What was fetched once is not fetched again.
+    Args:
+      where: a file, a folder, hf:org/name, or hf:org/name/file. Downloads are cached.
+      field: the config field that `where` comes from, for error messages.
+      names: file names to look for in a folder or repository; the first one found is used.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      UserError: it is not there and cannot be fetched; says what to fetch and where to put it.
+      UserError: the file does not exist or cannot be downloaded; says which file to download.
     """
     if where.startswith("hf:"):
         return _fetch(where, field, names)
@@ -34,15 +40,16 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        pickles = sorted(one.name for one in path.iterdir() if one.suffix in PICKLES)
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
         if pickles:
-            return path / pickles[0]  # which the reader refuses, and says what to do
+            return path / pickles[0]  # `read` raises an error that says how to convert it
         raise UserError(
-            f"config.{field}: {path} holds none of {', '.join(names)}; name the file itself"
+            f"config.{field}: the folder {path} has none of the files {', '.join(names)}; "
+            "give the path of the file"
         )
     if not path.is_file():
         raise UserError(
-            f"config.{field}: {path} does not exist; name a file, a folder, or hf:org/name"
+            f"config.{field}: {path} does not exist; give a file, a folder, or hf:org/name"
         )
     return path
 
@@ -56,36 +63,36 @@ def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
 
     wanted = (file,) if file else tuple(names)
     reason = ""
-    for offline in (True, False):  # what is here already needs no network
-        for one in wanted:
+    for offline in (True, False):  # look in the cache first, which needs no network
+        for candidate in wanted:
             try:
                 return pathlib.Path(
                     huggingface_hub.hf_hub_download(
-                        f"{org}/{name}", one, local_files_only=offline, etag_timeout=10
+                        f"{org}/{name}", candidate, local_files_only=offline, etag_timeout=10
                     )
                 )
-            except Exception as error:  # its network layer has many kinds, all of them meaning this
+            except Exception as error:  # network errors have many types
                 reason = type(error).__name__
     raise UserError(
-        f"config.{field}: cannot fetch {where} ({reason}); fetch "
-        f"https://huggingface.co/{org}/{name}/resolve/main/{wanted[0]} elsewhere, put it anywhere "
-        f"here, and set config.{field} to its path"
+        f"config.{field}: cannot download {where} ({reason}); download "
+        f"https://huggingface.co/{org}/{name}/resolve/main/{wanted[0]} on another machine, copy it to "
+        f"this one, and set config.{field} to its path"
     )
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors (or its index.json) or .npz file, float32.
+    """Reads the tensors of a .safetensors file, its .index.json, or an .npz file, as float32.
 
     Raises:
-      UserError: it is a pickle, damaged, or holds what is not a number.
+      UserError: the file is a pickle, is damaged, or contains NaN or infinity.
     """
     with open(path, "rb") as stream:
         head = stream.read(4)
     if path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head):
         target = path.with_suffix(".safetensors")
         raise UserError(
-            f"{path}: a pickle, which can run any code when it is read; convert it where that is "
-            'safe: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for '
+            f"{path}: a pickle, which can run arbitrary code when it is loaded; convert it if you trust "
+            'it: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for '
             f"k, v in torch.load('{path}', weights_only=True, map_location='cpu').items()}}, "
             f"'{target}')\""
         )
@@ -99,12 +106,12 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     elif path.suffix == ".npz":
         tensors = _npz(path)
     else:
-        raise UserError(f"{path}: neither .safetensors nor .npz; convert it to one of the two")
+        raise UserError(
+            f"{path}: neither .safetensors nor .npz; convert it to one of these formats"
+        )
     broken = [name for name, x in tensors.items() if not np.isfinite(x).all()]
     if broken:
-        raise UserError(
-            f"{path}: damaged, {broken[0]} holds values that are not finite; fetch it again"
-        )
+        raise UserError(f"{path}: damaged, {broken[0]} contains NaN or infinity; download it again")
     return tensors
 
 
@@ -123,11 +130,11 @@ def _parts(path: pathlib.Path) -> list[pathlib.Path]:
         names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: no index of safetensors files ({error}); fetch it again"
+            f"{path}: not an index of safetensors files ({error}); download it again"
         ) from error
     for name in names:
         if not (path.parent / name).is_file():
-            raise UserError(f"{path}: {name} is missing beside it; fetch it as well")
+            raise UserError(f"{path}: {name} is missing in the same folder; download it too")
     return [path.parent / name for name in names]
 
 
@@ -139,7 +146,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
+        raise UserError(f"{path}: damaged or truncated ({reason}); download it again") from error
 
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -149,12 +156,12 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: damaged, or holds pickled objects ({reason}); fetch it again"
+            f"{path}: damaged, or contains pickled objects ({reason}); download it again"
         ) from error
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
-    """Halves and bfloat16 as float32; what big_vision stores as two raw bytes is bfloat16."""
+    """Converts to float32. Big_vision stores bfloat16 as two raw bytes, dtype V2."""
     if x.dtype == np.dtype("V2"):
         import ml_dtypes
 

@@ -1,6 +1,6 @@
-"""SigLIP (arXiv 2303.15343) and SigLIP 2 (2502.14786), of Hugging Face and of big_vision.
+"""SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786) checkpoints of Hugging Face and big_vision.
 
-Their image tower has no projection: the shared embedding is as wide as the tower.
+The image tower has no projection, so `config.model.dim` must be its width.
 """
 
 from coco_jax.weights.clip import TEMPORAL
@@ -16,11 +16,11 @@ from coco_jax.weights.transforms import (
     patches,
     rows,
     to_heads,
-    turned,
+    transpose,
 )
 
-# A sigmoid loss needs it; softmax and a ranking see no constant that all logits share.
-BIAS = "a constant on all logits, which softmax does not see"
+# The bias of SigLIP's sigmoid loss does not change a softmax or a ranking.
+BIAS = "added to all logits, so it does not change a softmax"
 
 HUGGING_FACE = Family(
     name="SigLIP (Hugging Face)",
@@ -51,9 +51,9 @@ HUGGING_FACE = Family(
         Row("vision_model.head.attention.out_proj.bias", "video/map/attention/out/bias"),
         Row("vision_model.head.layernorm.weight", "video/map/norm/scale"),
         Row("vision_model.head.layernorm.bias", "video/map/norm/bias"),
-        Row("vision_model.head.mlp.fc1.weight", "video/map/mlp/up/kernel", turned),
+        Row("vision_model.head.mlp.fc1.weight", "video/map/mlp/up/kernel", transpose),
         Row("vision_model.head.mlp.fc1.bias", "video/map/mlp/up/bias"),
-        Row("vision_model.head.mlp.fc2.weight", "video/map/mlp/down/kernel", turned),
+        Row("vision_model.head.mlp.fc2.weight", "video/map/mlp/down/kernel", transpose),
         Row("vision_model.head.mlp.fc2.bias", "video/map/mlp/down/bias"),
         Row((), "video_out/kernel", identity),
     ],
@@ -63,21 +63,24 @@ HUGGING_FACE = Family(
         *hf_layer("text_model.encoder", "text/blocks"),
         Row("text_model.final_layer_norm.weight", "text/norm/scale"),
         Row("text_model.final_layer_norm.bias", "text/norm/bias"),
-        Row("text_model.head.weight", "text_out/kernel", turned),
+        Row("text_model.head.weight", "text_out/kernel", transpose),
         Row("text_model.head.bias", "text_out/bias"),
     ],
     both=[Row("logit_scale", "log_tau", log_tau)],
     dropped=[
         ("logit_bias", BIAS),
-        ("vision_model.embeddings.position_ids", "0, 1, 2, ..., which older files store"),
-        ("text_model.embeddings.position_ids", "the same"),
+        ("vision_model.embeddings.position_ids", "the constant 0, 1, 2, ... in older files"),
+        ("text_model.embeddings.position_ids", "the constant 0, 1, 2, ... in older files"),
     ],
     new=TEMPORAL,
 )
 
 
 def _layer(theirs: str, ours: str) -> list[Row]:
-    """A layer of big_vision; its layouts are ours. With a `theirs` that has no {i}, all layers."""
+    """Rows of big_vision's layers, which have the layout of our parameters.
+
+    With `{i}` in `theirs` layers are stored one by one, without it they are stacked along axis 0.
+    """
     attention = f"{theirs}/MultiHeadDotProductAttention_0"
     return [
         Row(f"{theirs}/LayerNorm_0/scale", f"{ours}/norm1/scale"),
@@ -97,7 +100,7 @@ def _layer(theirs: str, ours: str) -> list[Row]:
 
 
 def _layers(theirs: str, ours: str) -> list[Row]:
-    """Layers stored one by one, or stacked, as a scan over them leaves them."""
+    """Rows for both ways of storing layers: one by one, or stacked by `nn.scan`."""
     return [
         *_layer(f"{theirs}/encoderblock_{{i}}", f"{ours}/layers/{{i}}"),
         *_layer(f"{theirs}/encoderblock", f"{ours}/layers/{{i}}"),

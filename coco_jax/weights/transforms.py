@@ -1,6 +1,7 @@
-"""How a tensor of a checkpoint becomes a parameter of ours: layouts, heads, positions.
+"""Functions that convert a checkpoint's tensor to one of our parameters: layout, heads, positions.
 
-Each takes the tensors and the shape of the parameter; a `ValueError` says what does not fit.
+Each takes one or more float32 tensors and the shape of the parameter, and returns a float32 array.
+They raise a ValueError if the tensor does not fit; its message continues the sentence "TENSOR ...".
 """
 
 import math
@@ -10,100 +11,97 @@ import numpy as np
 Shape = tuple[int, ...]
 
 
+def _reshape(x: np.ndarray, shape: Shape) -> np.ndarray:
+    if x.size != math.prod(shape):
+        raise ValueError(f"has {x.size} values, but the config needs shape {tuple(shape)}")
+    return x.reshape(shape)
+
+
 def same(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """The tensor; axes of length 1 at its front may go."""
+    """The tensor unchanged, except that leading axes of length 1 are removed if it has too many axes."""
     while x.ndim > len(shape) and x.shape[0] == 1:
         x = x[0]
     return x
 
 
-def flat(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """All that the tensor holds, as a vector."""
-    return x.reshape(-1)
-
-
-def turned(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(out, in) of torch's linear layers as our (in, out)."""
+def transpose(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """(out, in), as in torch, -> (in, out)."""
     return x.T
 
 
 def to_heads(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(heads x each, in) as our (in, heads, each)."""
-    return x.T.reshape(x.shape[1], *shape[1:])
+    """(heads x head_dim, in) -> (in, heads, head_dim)."""
+    return _reshape(x.T, (x.shape[1], *shape[1:]))
 
 
 def from_heads(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(out, heads x each) as our (heads, each, out)."""
-    return x.T.reshape(*shape[:2], x.shape[0])
+    """(out, heads x head_dim) -> (heads, head_dim, out)."""
+    return _reshape(x.T, (*shape[:2], x.shape[0]))
 
 
 def heads(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(heads x each) as our (heads, each)."""
-    return x.reshape(shape)
+    """(heads x head_dim) -> (heads, head_dim)."""
+    return _reshape(x, shape)
 
 
 def convolution(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(out, colour, rows, columns) of torch as our patches (rows x columns x colour, out)."""
+    """(out, colour, rows, columns), as in torch, -> (rows x columns x colour, out)."""
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 
 def patches(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """(rows, columns, colour, out) of flax as our patches (rows x columns x colour, out)."""
+    """(rows, columns, colour, out), as in Flax, -> (rows x columns x colour, out)."""
     return x.reshape(-1, x.shape[-1])
 
 
-def one_up(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """A norm's scale that is stored as its distance from 1."""
+def add_one(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """The scale of a norm that is stored minus 1."""
     return x + 1
 
 
 def root_scaled(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """An embedding whose model multiplies it with the root of its width."""
+    """An embedding that the original model multiplies by the square root of its width."""
     return same(x, shape).reshape(shape) * math.sqrt(x.shape[-1])
 
 
 def first(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """The first row."""
+    """Row 0."""
     return x[0]
 
 
 def identity(shape: Shape) -> np.ndarray:
-    """A projection that changes nothing."""
+    """The identity matrix, for towers without a projection."""
     if shape[0] != shape[1]:
         raise ValueError(
-            f"these towers have no projection: config.model.dim must be their width, {shape[0]}"
+            f"is {shape[0]} x {shape[1]} in the config, but the checkpoint has no projection: "
+            f"config.model.dim must be the tower's width, {shape[0]}"
         )
     return np.eye(shape[0], dtype=np.float32)
 
 
 def identity_if_square(shape: Shape) -> np.ndarray | None:
-    """A projection that changes nothing, where there can be one; None leaves it to chance."""
+    """The identity matrix, or None (keep the random initial value) if the parameter is not square."""
     return np.eye(shape[0], dtype=np.float32) if shape[0] == shape[1] else None
 
 
-def zeros_bias(shape: Shape) -> np.ndarray:
-    """A bias of a projection that changes nothing."""
-    return np.zeros(shape, np.float32)
-
-
 def log_tau(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """The logarithm of a temperature, of a logit scale's."""
-    return -x.reshape(shape)
+    """log(temperature) from log(logit scale), its negative."""
+    return -_reshape(x, shape)
 
 
 def rows(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """The positions of texts: as many as we have tokens."""
+    """Position embeddings of the first `shape[0]` tokens of a text."""
     x = same(x, shape)
     if len(x) < shape[0]:
-        raise ValueError(f"has {len(x)} positions; config.text.length of {shape[0]} is too long")
+        raise ValueError(f"has {len(x)} positions; set config.text.length to at most {len(x)}")
     return x[: shape[0]]
 
 
 def cubic_weights(before: int, after: int) -> np.ndarray:
-    """The matrix (after, before) that resizes by cubic convolution with a = -0.75.
+    """The (after, before) matrix of one-dimensional cubic interpolation with a = -0.75 (Keys 1981).
 
-    It is torch's `bicubic` without corner alignment or antialiasing, which is what the published
-    towers are interpolated with; jax.image has another constant.
+    It equals torch's `bicubic` without aligned corners or antialiasing, with which the reference
+    implementations resize position embeddings. `jax.image.resize` uses a = -0.5.
     """
     a, matrix = -0.75, np.zeros((after, before))
     for row in range(after):
@@ -118,7 +116,7 @@ def cubic_weights(before: int, after: int) -> np.ndarray:
 
 
 def linear_weights(before: int, after: int) -> np.ndarray:
-    """The matrix (after, before) that resizes linearly, antialiased where it shrinks."""
+    """The (after, before) matrix of linear interpolation, antialiased if `after` < `before`."""
     stretch = max(before / after, 1.0)
     center = (np.arange(after)[:, None] + 0.5) * before / after - 0.5
     matrix = np.maximum(0, 1 - np.abs(center - np.arange(before)) / stretch)
@@ -126,10 +124,10 @@ def linear_weights(before: int, after: int) -> np.ndarray:
 
 
 def _grid(x: np.ndarray, count: int, weights) -> np.ndarray:
-    """A square grid of positions (N, D) resized to `count` of them."""
+    """Resizes a square grid of position embeddings (N, D) to (count, D)."""
     before, after = math.isqrt(len(x)), math.isqrt(count)
     if before**2 != len(x) or after**2 != count:
-        raise ValueError(f"is no square grid: {len(x)} positions here, {count} ours")
+        raise ValueError(f"has {len(x)} positions, the config {count}; both must be square grids")
     if before == after:
         return x
     matrix = weights(before, after)
@@ -138,21 +136,21 @@ def _grid(x: np.ndarray, count: int, weights) -> np.ndarray:
 
 
 def grid(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Positions of a frame's patches, interpolated to ours."""
+    """Position embeddings of the patches, resized cubically to `shape[0]` patches."""
     return _grid(same(x, shape), shape[0], cubic_weights)
 
 
 def grid_after_cls(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """The class token's position, then those of the patches, interpolated to ours."""
+    """As `grid`, with the position embedding of a class token first, which is not resized."""
     return np.concatenate([x[:1], _grid(x[1:], shape[0] - 1, cubic_weights)])
 
 
 def linear_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Positions of a frame's patches, interpolated as VideoPrism does it."""
+    """As `grid`, but resized linearly, as in VideoPrism."""
     return _grid(same(x, shape), shape[0], linear_weights)
 
 
 def linear_line(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Positions in time, interpolated as VideoPrism does it."""
+    """Position embeddings of the time steps, resized linearly, as in VideoPrism."""
     x = same(x, shape)
     return x if len(x) == shape[0] else linear_weights(len(x), shape[0]) @ x

@@ -1,34 +1,34 @@
-"""VideoPrism-LvT (arXiv 2402.13217): the video-text model's public .npz of flax parameters.
+"""VideoPrism-LvT checkpoints (arXiv 2402.13217): the public .npz of the video-text model.
 
-Layers are stacked along the first axis, norms store their scale's distance from 1, embeddings are
-multiplied with the root of their width, and the pooling queries have a learned scale a dimension:
-all of it is folded into the parameters. Neither tower has a projection.
+The original model stacks layers along axis 0, stores norm scales minus 1, multiplies embeddings by the
+square root of their width, and scales each dimension of the pooling queries by a learned factor. The
+transforms fold all of this into our parameters. Neither tower has a projection.
 """
 
 import numpy as np
 
 from coco_jax.weights.table import Family, Row
 from coco_jax.weights.transforms import (
+    add_one,
     identity,
     linear_grid,
     linear_line,
-    one_up,
     root_scaled,
 )
 
 
 def _out(x: np.ndarray, shape) -> np.ndarray:
-    """(out, heads, each) as our (heads, each, out)."""
+    """(out, heads, head_dim) -> (heads, head_dim, out)."""
     return x.transpose(1, 2, 0)
 
 
 def _scaled(x: np.ndarray, per_dim: np.ndarray, shape) -> np.ndarray:
-    """Queries times softplus(per_dim) / softplus(0); attention itself divides by the root."""
+    """Queries times softplus(per_dim) / softplus(0); attention divides by sqrt(head_dim) as usual."""
     return x * (1.442695041 * np.logaddexp(0, per_dim)).astype(np.float32)
 
 
 def _front(x: np.ndarray, shape) -> np.ndarray:
-    """One axis more in front."""
+    """Adds an axis of length 1 at the front."""
     return x[None]
 
 
@@ -36,7 +36,7 @@ def _layers(theirs: str, ours: str) -> list[Row]:
     theirs, ours = f"{theirs}/x_layers", f"{ours}/layers/{{i}}"
     attention = f"{theirs}/self_attention"
     return [
-        Row(f"{theirs}/layer_norm/scale", f"{ours}/norm1/scale", one_up),
+        Row(f"{theirs}/layer_norm/scale", f"{ours}/norm1/scale", add_one),
         Row(f"{theirs}/layer_norm/bias", f"{ours}/norm1/bias"),
         *(
             Row(f"{attention}/{name}/{short}", f"{ours}/attention/{name}/{kind}")
@@ -45,7 +45,7 @@ def _layers(theirs: str, ours: str) -> list[Row]:
         ),
         Row(f"{attention}/post/w", f"{ours}/attention/out/kernel", _out),
         Row(f"{attention}/post/b", f"{ours}/attention/out/bias"),
-        Row(f"{theirs}/ff_layer/layer_norm/scale", f"{ours}/norm2/scale", one_up),
+        Row(f"{theirs}/ff_layer/layer_norm/scale", f"{ours}/norm2/scale", add_one),
         Row(f"{theirs}/ff_layer/layer_norm/bias", f"{ours}/norm2/bias"),
         Row(f"{theirs}/ff_layer/ffn_layer1/linear/kernel", f"{ours}/mlp/up/kernel"),
         Row(f"{theirs}/ff_layer/ffn_layer1/linear/bias", f"{ours}/mlp/up/bias"),
@@ -54,23 +54,23 @@ def _layers(theirs: str, ours: str) -> list[Row]:
     ]
 
 
-SEE = "vision_encoder"
+VISION = "vision_encoder"
 POOL = "contrastive_vision_pooler"
 PER_DIM = f"{POOL}/pooling_attention/per_dim_scale/per_dim_scale"
 LVT = Family(
     name="VideoPrism-LvT",
     mark=f"{POOL}/pooling_attention_query",
     video=[
-        Row(f"{SEE}/patch_projection/linear/kernel", "video/embed/kernel"),
-        Row(f"{SEE}/patch_projection/linear/bias", "video/embed/bias"),
-        Row(f"{SEE}/spatial_pos_emb/emb_var", "video/position", linear_grid),
-        *_layers(f"{SEE}/spatial_encoder/transformers_stack", "video/spatial"),
-        Row(f"{SEE}/spatial_ln/scale", "video/norm/scale", one_up),
-        Row(f"{SEE}/spatial_ln/bias", "video/norm/bias"),
-        Row(f"{SEE}/temporal_pos_emb/emb_var", "video/time_position", linear_line),
-        *_layers(f"{SEE}/temporal_encoder/transformers_stack", "video/temporal"),
-        Row(f"{SEE}/temporal_ln/scale", "video/time_norm/scale", one_up),
-        Row(f"{SEE}/temporal_ln/bias", "video/time_norm/bias"),
+        Row(f"{VISION}/patch_projection/linear/kernel", "video/embed/kernel"),
+        Row(f"{VISION}/patch_projection/linear/bias", "video/embed/bias"),
+        Row(f"{VISION}/spatial_pos_emb/emb_var", "video/position", linear_grid),
+        *_layers(f"{VISION}/spatial_encoder/transformers_stack", "video/spatial"),
+        Row(f"{VISION}/spatial_ln/scale", "video/norm/scale", add_one),
+        Row(f"{VISION}/spatial_ln/bias", "video/norm/bias"),
+        Row(f"{VISION}/temporal_pos_emb/emb_var", "video/time_position", linear_line),
+        *_layers(f"{VISION}/temporal_encoder/transformers_stack", "video/temporal"),
+        Row(f"{VISION}/temporal_ln/scale", "video/time_norm/scale", add_one),
+        Row(f"{VISION}/temporal_ln/bias", "video/time_norm/bias"),
         *_layers("auxiliary_encoder/transformers_stack", "video/auxiliary"),
         Row(f"{POOL}/pooling_attention_query", "video/map/probe", _front),
         Row(
@@ -90,7 +90,7 @@ LVT = Family(
         ),
         Row(f"{POOL}/pooling_attention/post/w", "video/map/attention/out/kernel", _out),
         Row(f"{POOL}/pooling_attention/post/b", "video/map/attention/out/bias"),
-        Row(f"{POOL}/pooling_attention_layer_norm/scale", "video/map/norm/scale", one_up),
+        Row(f"{POOL}/pooling_attention_layer_norm/scale", "video/map/norm/scale", add_one),
         Row(f"{POOL}/pooling_attention_layer_norm/bias", "video/map/norm/bias"),
         Row((), "video_out/kernel", identity),
     ],
@@ -98,7 +98,7 @@ LVT = Family(
         Row("text_encoder/token_emb/emb_var", "text/embed/embedding", root_scaled),
         Row("text_encoder/cls_emb", "text/cls", root_scaled),
         *_layers("text_encoder/unimodal_transformer", "text/blocks"),
-        Row("text_encoder/unimodal_ln/scale", "text/norm/scale", one_up),
+        Row("text_encoder/unimodal_ln/scale", "text/norm/scale", add_one),
         Row("text_encoder/unimodal_ln/bias", "text/norm/bias"),
         Row((), "text_out/kernel", identity),
     ],

@@ -1,4 +1,4 @@
-"""CoCo's formulas against plain loops over the definitions, and against their properties."""
+"""Tests of the losses and scores against loops over their definitions, and of their properties."""
 
 import jax
 import jax.numpy as jnp

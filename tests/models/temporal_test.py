@@ -1,4 +1,4 @@
-"""What sees time in a published image tower: nothing at step 0, everything after."""
+"""Tests of the temporal modules, LoRA, and the cap of attention logits."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def tower(kind):
 @pytest.mark.parametrize("kind", ["transformer", "divided", "shift"])
 def test_temporal_module_starts_as_mean_over_frames(kind):
     got, mean = tower(kind), tower("mean")
-    # The same tower but for what `kind` adds.
+    # The same tower, except for the parameters that `kind` adds.
     params = nnx.to_pure_dict(nnx.state(mean, nnx.Param))
     graph, own = nnx.split(got)
     flat = dict(jax.tree.leaves_with_path(nnx.to_pure_dict(own)))

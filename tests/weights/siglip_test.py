@@ -1,4 +1,4 @@
-"""SigLIP: ours is transformers', and big_vision's as open_clip reads it."""
+"""Tests that SigLIP equals `transformers`, and big_vision's files equal `open_clip`'s conversion."""
 
 import types
 
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 
 def small(config):
-    """SigLIP's structure with few and narrow layers; the MLP's ratio is no whole number."""
+    """A small SigLIP; its mlp_ratio is not an integer, as in So400m."""
     presets.apply(config, "siglip2_b16")
     config.video_tower.update(size=32, patch=8, width=48, heads=4, depth=3, mlp_ratio=100 / 48)
     config.text.update(length=12, vocabulary=99)
@@ -22,7 +22,7 @@ def small(config):
 
 
 def hugging_face(config, folder, noise=0.02):
-    """A random `transformers` SigLIP of the config's size, saved by its own method."""
+    """A random `transformers` SigLIP of the config's size, saved with `save_pretrained`."""
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
@@ -51,12 +51,12 @@ def hugging_face(config, folder, noise=0.02):
     return model
 
 
-def test_embeddings_and_gradients_are_transformers(tmp_path):
+def test_embeddings_and_gradients_equal_transformers(tmp_path):
     config = towers.make_config(small, tmp_path)
     reference = hugging_face(config, tmp_path)
     model, rng = towers.load(config), np.random.default_rng(0)
     video, frames = towers.clip_of(rng)
-    ids = rng.integers(0, 99, (5, 12))  # padding is a token like any other, and pooled
+    ids = rng.integers(0, 99, (5, 12))  # padding is not masked
     shapes = towers.shapes_of(config)[-1]
     for part, ours, inputs, theirs in (
         ("video", towers.videos_of, video,
@@ -71,12 +71,12 @@ def test_embeddings_and_gradients_are_transformers(tmp_path):
         direction = rng.normal(size=want.shape).astype(np.float32)
         (want * torch.from_numpy(direction)).sum().backward()
         wanted = towers.reference_gradients(reference, siglip.HUGGING_FACE, part, shapes)
-        wanted.pop("video_out/kernel", None)  # a constant, which the reference does not have
+        wanted.pop("video_out/kernel", None)  # constant; the reference does not have it
         towers.compare_gradients(towers.gradients(model, ours, inputs, direction), wanted)
     np.testing.assert_allclose(model.log_tau[...], -reference.logit_scale.item(), rtol=1e-6)
 
 
-def test_the_real_image_tower_is_transformers(tmp_path):
+def test_full_size_image_tower_equals_transformers(tmp_path):
     config = towers.make_config("siglip2_b16", tmp_path, text__vocabulary=1000)
     config.text_tower.depth = 2  # of the image tower's layers, which the test before compared
     reference = hugging_face(config, tmp_path, noise=0)
@@ -91,7 +91,7 @@ def test_the_real_image_tower_is_transformers(tmp_path):
 
 
 def big_vision(config, stacked):
-    """Random tensors under big_vision's names, as its .npz has them."""
+    """Random tensors with the names and shapes of big_vision's .npz."""
     rng, found = np.random.default_rng(0), {}
 
     def put(name, *shape):
@@ -149,7 +149,7 @@ def big_vision(config, stacked):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
+def test_big_vision_checkpoint_equals_its_conversion_by_open_clip(tmp_path, stacked):
     import functools
 
     from open_clip.convert import load_big_vision_weights
@@ -190,12 +190,12 @@ def test_big_vision_is_what_open_clip_reads_of_it(tmp_path, stacked):
     np.testing.assert_allclose(model.log_tau[...], -reference.logit_scale.item(), rtol=1e-6)
 
 
-def test_a_shared_embedding_of_another_width_is_refused(tmp_path):
+def test_model_dim_other_than_the_width_raises_user_error(tmp_path):
     from coco_jax.errors import UserError
 
     path = tmp_path / "siglip.npz"
     config = towers.make_config(small, path)
     np.savez(path, **big_vision(config, True))
     config.model.dim = 32
-    with pytest.raises(UserError, match=r"config\.model\.dim must be their width, 48"):
+    with pytest.raises(UserError, match=r"config\.model\.dim must be the tower's width, 48"):
         towers.load(config)

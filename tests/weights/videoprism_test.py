@@ -1,7 +1,7 @@
-"""VideoPrism: the published names and shapes, and transformers' port of the architecture.
+"""Tests of VideoPrism against the published names and shapes, and against the port in `transformers`.
 
-Its weights could not be had; transformers' model, randomly initialised, is put under the names that
-the published .npz has.
+The published weights are not available to the tests. Instead, a randomly initialised model of
+`transformers` is stored under the names of the published .npz.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 
 def small(config):
-    """VideoPrism's structure with few and narrow layers."""
+    """A small VideoPrism."""
     presets.apply(config, "videoprism_base")
     config.video_tower.update(
         frames=4, size=32, patch=8, width=48, heads=4, depth=3, temporal_depth=2, auxiliary_depth=1
@@ -25,7 +25,7 @@ def small(config):
 
 
 def published(config, make):
-    """All tensors of the published .npz, each `make(name, *shape)`; layers are stacked."""
+    """All tensors of the published .npz, each made by `make(name, *shape)`; layers are stacked."""
     found = {}
 
     def put(name, *shape):
@@ -78,8 +78,8 @@ def published(config, make):
     return found
 
 
-def test_the_published_shapes_of_the_base_size_fill_our_towers(tmp_path):
-    """Every tensor is used and every parameter filled, or `fill` would say so."""
+def test_published_base_size_shapes_fill_both_towers(tmp_path):
+    """`fill` raises if a tensor is not used or a parameter gets no value."""
     path = tmp_path / "videoprism.npz"
     config = towers.make_config("videoprism_base", path)
     config.video_tower.frames = 16
@@ -190,7 +190,7 @@ def little(tmp_path_factory):
     torch.manual_seed(0)
     same = dict(
         hidden_size=48, num_attention_heads=4, intermediate_size=192, apply_l2norm=False,
-        # Small enough to bend the logits of a random model.
+        # Small enough to change the logits of a random model.
         attn_logit_softcapping=0.5,
     )  # fmt: skip
     reference = VideoPrismClipModel(
@@ -220,7 +220,7 @@ def little(tmp_path_factory):
     return config, reference
 
 
-def test_the_video_tower_is_transformers(little):
+def test_video_tower_equals_transformers(little):
     config, reference = little
     model = towers.load(config)
     video = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 3)).astype(np.float32)
@@ -231,7 +231,7 @@ def test_the_video_tower_is_transformers(little):
     assert towers.distance(towers.videos_of(model, video), want) < 1e-5
 
 
-def test_the_text_tower_is_transformers(little):
+def test_text_tower_equals_transformers(little):
     config, reference = little
     model, rng = towers.load(config), np.random.default_rng(0)
     ids = rng.integers(1, 99, (5, 10))
@@ -242,7 +242,7 @@ def test_the_text_tower_is_transformers(little):
     assert towers.distance(towers.texts_of(model, ids), want.pooler_output) < 1e-5
 
 
-def test_other_resolutions_and_frame_counts_interpolate_as_transformers_does(little):
+def test_other_resolutions_and_frame_counts_equal_transformers(little):
     config, reference = little
     for frames, size in ((6, 24),):
         other = config.copy_and_resolve_references()
