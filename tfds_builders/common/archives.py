@@ -224,9 +224,8 @@ def _archive(
                 yield Member(member, functools.partial(read_member, member, read, declared))
 
 
-_Opened = Iterator[
-    tuple[str, Callable[[], Any], int]
-]  # name, function that opens it, declared size in bytes
+# Name, function that opens the member, declared size in bytes.
+_Opened = Iterator[tuple[str, Callable[[], Any], int]]
 
 
 @contextlib.contextmanager
@@ -303,7 +302,8 @@ def _rar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
             if member.is_dir():
                 continue
             redirected = member.file_redir and member.file_redir[0]
-            copied = redirected in (None, rarfile.RAR5_XREDIR_FILE_COPY)  # copies a member
+            # A redirection to a copy of another member is a file, all others are links.
+            copied = redirected in (None, rarfile.RAR5_XREDIR_FILE_COPY)
             if member.is_symlink() or not member.is_file() or not copied:
                 _fail(budget.where, f"{_show(member.filename)} is a link", _PACK)
             opener = functools.partial(_open_counted, archive, member, budget)

@@ -99,9 +99,8 @@ def test_random_class_splits_partition_the_classes_and_differ(classes, seen, nam
     assert len({tuple(split["seen"]) for split in trials.values()}) == 50
     counts = [sum(c in split["seen"] for split in trials.values()) for c in names]
     assert min(counts) > 10 and max(counts) < 40  # each class is seen in some trials only
-    assert halves(name, names, 3) == {
-        n: trials[n] for n in "123"
-    }  # does not depend on the number of trials
+    # A split does not depend on the number of trials.
+    assert halves(name, names, 3) == {n: trials[n] for n in "123"}
 
 
 def test_error_on_an_invalid_list_names_the_file_and_line():
