@@ -1,7 +1,7 @@
-"""Builds a dataset: python -m tfds_builders.build motion_zsar --data_dir=data.
+"""Command that builds datasets: `python -m tfds_builders.build motion_zsar --data_dir=data`.
 
-`tfds build tfds_builders/NAME --file_format=array_record` does the same with more options, and
-needs Apache Beam installed even for builders that do not use it.
+`tfds build tfds_builders/NAME --file_format=array_record` builds the same dataset and has more
+options, but requires Apache Beam even for builders that do not use it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tfds_builders.common import user_lists
 
 
 def names() -> list[str]:
-    """The datasets that can be built."""
+    """Returns the sorted names of the datasets that can be built."""
     here = pathlib.Path(__file__).parent
     return sorted(path.parent.name for path in here.glob("*/*_dataset_builder.py"))
 
@@ -31,20 +31,25 @@ def _module(dataset: str) -> Any:
 def build(
     name: str, data_dir: str, manual_dir: str | None = None, beam: str | None = None, **options: Any
 ) -> pathlib.Path:
-    """Builds `name` or `name/config` into `data_dir` as array_record; returns its folder.
+    """Builds a dataset as array_record files.
 
-    A dataset that exists is left as it is, unless the lists in `manual_dir` have changed. Files that
-    an interrupted build left are removed.
+    An existing dataset is not built again, unless the lists in `manual_dir` (videos.csv, splits.json,
+    unseen.txt) have changed. Files of interrupted builds of the same dataset are removed.
 
     Args:
-      name: a folder of tfds_builders/, with a config if it has several.
+      name: `DATASET` or `DATASET/CONFIG`; DATASET is one of `names()`.
       data_dir: folder for built datasets.
-      manual_dir: folder with files that the user fetched.
-      beam: Apache Beam's pipeline options, `a=b,c`; without them this process builds alone.
-      options: of the builder: max_broken, jpeg_side, jpeg_fps, cleaning.
+      manual_dir: folder of files that the user downloaded.
+      beam: pipeline options of Apache Beam, "a=b,c"; None to build without Beam.
+      **options: options of the builder: max_broken, jpeg_side, jpeg_fps, cleaning. Options that the
+        builder does not have are ignored.
+
+    Returns:
+      The folder of the dataset.
 
     Raises:
-      UserError: there is no such builder, or the data cannot be used.
+      UserError: there is no such dataset or configuration, its input files are missing or invalid,
+        `data_dir` is not writable, or another process is building the dataset.
     """
     import filelock
     import tensorflow_datasets as tfds
@@ -54,7 +59,7 @@ def build(
         near = difflib.get_close_matches(dataset, names(), 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"there is no builder for {dataset!r}; {hint}the datasets are {', '.join(names())}"
+            f"no dataset is called {dataset!r}; {hint}the datasets are {', '.join(names())}"
         )
     try:
         builder = _module(dataset).Builder(
@@ -64,7 +69,7 @@ def build(
         configs = getattr(_module(dataset).Builder, "builder_configs", {})
         if config and configs and config not in configs:
             raise UserError(
-                f"{dataset} has no config {config!r}; it has {', '.join(configs)}"
+                f"{dataset} has no config {config!r}; use one of {', '.join(configs)}"
             ) from error
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
     _set_options(builder, options, beam)
@@ -74,13 +79,13 @@ def build(
     folder = pathlib.Path(builder.data_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _locked(folder):
             lists = user_lists.digest(manual_dir)
             if folder.is_dir():
                 stored = user_lists.stored_digest(folder)
                 if manual_dir is None or stored is None or lists == stored:
                     return folder
-                print(f"{folder}: the lists in {manual_dir} have changed; building it again")
+                print(f"{folder}: the lists in {manual_dir} have changed; rebuilding the dataset")
                 shutil.rmtree(folder)
                 builder = _module(dataset).Builder(
                     data_dir=data_dir, config=config or None, file_format="array_record"
@@ -94,7 +99,9 @@ def build(
 
                 write_index(builder)
     except filelock.Timeout as error:
-        raise UserError(f"{folder}: another process is building it; wait for that one") from error
+        raise UserError(
+            f"{folder}: another process is building it; wait until it has finished"
+        ) from error
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         raise UserError(
             f"--data_dir={data_dir}: {error.strerror}; choose another folder"
@@ -104,20 +111,20 @@ def build(
 
 def _set_options(builder: Any, options: dict[str, Any], beam: str | None) -> None:
     for option, value in options.items():
-        if hasattr(builder, option):  # builders of texts have no options of videos
+        if hasattr(builder, option):  # builders of descriptions lack the options of videos
             setattr(builder, option, value)
     if beam is not None:
         builder.beam = True
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path):
-    """Locks a dataset, and removes the unfinished files of a build that was killed."""
+def _locked(folder: pathlib.Path):
+    """Locks the folder of a dataset and removes the files of interrupted builds."""
     import filelock
 
     with filelock.FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
-        for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
-            shutil.rmtree(left)
+        for incomplete in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            shutil.rmtree(incomplete)
         yield
 
 
@@ -126,8 +133,8 @@ def _beam_options(text: str) -> Any:
         from apache_beam.options import pipeline_options
     except ImportError as error:
         raise UserError(
-            "--beam_pipeline_options: Apache Beam is not installed; pip install -r "
-            "requirements-beam.txt"
+            "--beam_pipeline_options: Apache Beam is not installed; run `pip install -r "
+            "requirements-beam.txt`"
         ) from error
     return pipeline_options.PipelineOptions(
         [f"--{o.strip()}" for o in text.split(",") if o.strip()]
@@ -135,36 +142,53 @@ def _beam_options(text: str) -> Any:
 
 
 def define_flags() -> None:
-    """Defines the flags of the command."""
+    """Defines the command-line flags."""
     flags.DEFINE_string("data_dir", "data", "Folder for built datasets (config.data.dir).")
-    flags.DEFINE_string("manual_dir", None, "Folder with files that you fetched by hand.")
+    flags.DEFINE_string("manual_dir", None, "Folder of files that you downloaded yourself.")
     flags.DEFINE_float(
         "max_broken",
         0.01,
-        "Share of a split's videos that may be broken (but at least 3 videos may); they are left "
+        "Fraction of a split's videos that may be broken; 3 videos always may. Broken videos are left "
         "out and listed in report.json.",
     )
-    flags.DEFINE_integer("jpeg_side", 288, "Short side of JPEG frames, in pixels.")
-    flags.DEFINE_float("jpeg_fps", 8.0, "JPEG frames a second.")
+    flags.DEFINE_integer(
+        "jpeg_side", 288, "Short side of JPEG frames, in pixels (configs with jpeg)."
+    )
+    flags.DEFINE_float("jpeg_fps", 8.0, "JPEG frames per second (configs with jpeg).")
     flags.DEFINE_string(
-        "cleaning", "all", "Cleaning steps of descriptions (tfds_builders/actionhub/README.md)."
+        "cleaning",
+        "all",
+        "Cleaning steps of actionhub: all, none, steps to run, or with a - before each steps to omit "
+        "(tfds_builders/actionhub/README.md).",
     )
     flags.DEFINE_string(
         "beam_pipeline_options",
         None,
-        'Build with Apache Beam: "runner=DirectRunner", "runner=DataflowRunner,..."',
+        "Builds with Apache Beam and these options, separated by commas, such as "
+        '"runner=DirectRunner".',
     )
 
 
 def command(argv: list[str]) -> None:
-    """Builds the datasets that the arguments name."""
+    """Builds the datasets named on the command line and prints their folders.
+
+    Args:
+      argv: the name of the program, then names of datasets.
+
+    Raises:
+      UserError: no dataset is named, a flag is out of range, or a build fails.
+    """
     values = flags.FLAGS
     if len(argv) < 2:
-        raise UserError(f"name a dataset to build: {', '.join(names())}")
+        raise UserError(f"no dataset is named; name one or more of {', '.join(names())}")
     if not 0 <= values.max_broken <= 1:
-        raise UserError(f"--max_broken={values.max_broken}: a share, from 0 to 1")
-    if not 16 <= values.jpeg_side <= 2160 or not 0 < values.jpeg_fps <= 120:
-        raise UserError("--jpeg_side: 16 to 2160 pixels; --jpeg_fps: up to 120 a second")
+        raise UserError(f"--max_broken={values.max_broken}: must be a fraction from 0 to 1")
+    if not 16 <= values.jpeg_side <= 2160:
+        raise UserError(f"--jpeg_side={values.jpeg_side}: must be from 16 to 2160 pixels")
+    if not 0 < values.jpeg_fps <= 120:
+        raise UserError(
+            f"--jpeg_fps={values.jpeg_fps}: must be above 0 and at most 120 frames per second"
+        )
     writable_folder(pathlib.Path(values.data_dir), "--data_dir")
     options = {
         "max_broken": values.max_broken,
@@ -179,7 +203,7 @@ def command(argv: list[str]) -> None:
 
 
 def main() -> None:
-    """Runs the command with the flags of sys.argv."""
+    """Parses sys.argv and runs the command."""
     define_flags()
     run_command(command, "tfds_builders.build", accepts_words=True)
 

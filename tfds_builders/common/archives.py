@@ -1,9 +1,10 @@
-"""Members of folders and archives, one after another, without anything being extracted to disk.
+"""Reads the members of folders and archives one at a time, without extracting them to disk.
 
-Archives are hostile: a name that leaves its folder, a link, a device, or more bytes than anybody
-would store ends in one line. In a folder links are followed: people keep videos on other disks.
-Nothing is written to disk but by `rarfile`, which hands a compressed member to its tool in a file
-of its own, and a compressed solid .rar that is within another archive whole.
+Archives are not trusted: a name with `..`, an absolute name, a link, a device or a decompression
+bomb raises an error. In folders, links are followed, since videos are often on another disk.
+
+The only temporary files are those of `rarfile`, which writes a compressed member to a file for its
+decompression tool. For a compressed solid .rar inside another archive, it writes the whole .rar.
 """
 
 import bz2
@@ -27,21 +28,26 @@ import rarfile
 from coco_jax.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".rar")
-MAX_DEPTH = 2  # archives within archives: HMDB51 is a .rar of .rars
-MAX_BYTES = 2 << 30  # of one member
-MAX_RATIO, MAX_TOTAL = 200, 8 << 30  # an archive that unpacks beyond both is a bomb
-MAX_HEADER = 1 << 20  # of one tar member, long names and PAX records included
+MAX_DEPTH = 2  # nesting of archives: HMDB51 is a .rar of .rar files
+MAX_BYTES = 2 << 30  # bytes of one member
+# An archive is a bomb if its content exceeds both: this multiple of its size, and this many bytes.
+MAX_RATIO, MAX_TOTAL = 200, 8 << 30
+MAX_HEADER = 1 << 20  # bytes of the headers of one tar member, with long names and PAX records
 _CHUNK = 1 << 20
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-_TOOLS = "install unrar, unar, bsdtar or 7z, or extract it yourself and name the folder"
+_TOOLS = "install unrar, unar, bsdtar or 7z, or extract it yourself and give the folder"
+_EXTRACT = "extract it yourself and give the folder"
+_PACK = "pack the archive again with regular files only"
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A regular file: its posix path in the folder or archive, and its bytes.
+    """A regular file of a folder or archive.
 
-    What an inner archive holds is named `INNER_STEM/path/in/it`. Ask for the bytes before asking
-    for the next member.
+    Attributes:
+      name: POSIX path of the file in the folder or archive. Members of a nested archive have the
+        name `STEM_OF_THE_NESTED_ARCHIVE/PATH`.
+      read: returns the bytes of the file. Call it before requesting the next member.
     """
 
     name: str
@@ -51,17 +57,20 @@ class Member:
 def members(
     path: pathlib.Path, *, suffixes: Collection[str] | None = None, max_bytes: int = MAX_BYTES
 ) -> Iterator[Member]:
-    """The files of a folder (sorted, at any depth) or of an archive (in its order).
+    """Yields the files of a folder, sorted, at any depth, or of an archive in its own order.
+
+    Hidden files are left out.
 
     Args:
-      path: a folder, or an archive by its suffix: tar (also gz, bz2, xz), zip, rar.
-      suffixes: those wanted, lower-case with their dots; all if None. In an archive, archives are
-        opened whatever the suffixes; in a folder they are files like others.
-      max_bytes: of one member.
+      path: a folder, or an archive whose name ends in one of `SUFFIXES`.
+      suffixes: file name extensions to yield, in lower case with a dot; all if None. Archives inside
+        an archive are always opened; archives inside a folder are treated like other files.
+      max_bytes: maximum size of a member, in bytes.
 
     Raises:
-      UserError: it is missing, damaged, encrypted, of no known kind, or holds what no archive of
-        videos should: names with `..`, absolute names, links, devices, bombs.
+      UserError: the path does not exist, is of an unknown type, damaged or encrypted, or has a member
+        with an unsafe name (with `..`, or absolute), a link, a device, a member that is too large, or
+        is a decompression bomb.
     """
     if path.is_dir():
         with _readable(str(path)):
@@ -71,10 +80,11 @@ def members(
                     yield Member(name, functools.partial(_whole, file, max_bytes))
         return
     if not path.is_file():
-        raise UserError(f"{path}: no such folder or archive; check the name")
+        raise UserError(f"{path}: no such folder or archive; check the path")
     if not _kind(path.name):
         raise UserError(
-            f"{path}: no folder, and no archive by its name; name one of {' '.join(SUFFIXES)}"
+            f"{path}: neither a folder nor an archive; give a folder or a file that ends in one of "
+            f"{' '.join(SUFFIXES)}"
         )
     with _readable(str(path)):
         budget = _Budget(str(path), path.stat().st_size)
@@ -83,7 +93,7 @@ def members(
 
 @dataclasses.dataclass
 class _Budget:
-    """Counts what an archive unpacks to, and with it the archive that it lies in."""
+    """Counts the decompressed bytes of an archive and of the archive that contains it (`outer`)."""
 
     where: str
     size: int
@@ -93,13 +103,20 @@ class _Budget:
     def spend(self, count: int) -> None:
         self.total += count
         if self.total > MAX_TOTAL and self.total > MAX_RATIO * self.size:
-            _fail(self.where, "it unpacks without end", "do not trust this archive")
+            _fail(
+                self.where,
+                f"decompresses to more than {MAX_TOTAL:,} bytes and {MAX_RATIO} times its size",
+                "download it again from a source that you trust",
+            )
         if self.outer:
             self.outer.spend(count)
 
 
 class _Counted:
-    """A stream of unpacked bytes that spends a budget, and stops at a limit when it has one."""
+    """A stream of decompressed bytes that counts them in a budget.
+
+    Reading beyond `limit` bytes, if it is set, raises `tarfile.ReadError`.
+    """
 
     def __init__(self, stream: IO[bytes], budget: _Budget):
         self.limit: int | None = None
@@ -116,25 +133,31 @@ class _Counted:
         self._read += len(data)
         self._budget.spend(len(data))
         if self.limit is not None and self._read > self.limit:
-            raise tarfile.ReadError("a header without end")
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER:,} bytes")
         return data
 
 
 def files(folder: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> Iterator[pathlib.Path]:
-    """Files of a folder at any depth, sorted, those behind links too; hidden ones are not.
+    """Yields the files of a folder, sorted, at any depth; links are followed.
+
+    Hidden files are left out.
+
+    Args:
+      folder: the folder.
+      above: resolved paths of the folders that contain it, to detect cycles of links.
 
     Raises:
-      UserError: a link leads nowhere, or to one of the folders that it lies in (`above`).
+      UserError: the target of a link does not exist, or is a folder that contains the link.
     """
     above = (*above, folder.resolve())
     for entry in sorted(folder.iterdir()):
         if _hidden(entry.name):
             continue
         if entry.is_symlink() and not entry.exists():
-            _fail(str(entry), "a link to nothing", "mount its disk, or remove the link")
+            _fail(str(entry), "link to a file that does not exist", "mount its disk or remove it")
         if entry.is_dir():
             if entry.resolve() in above:
-                _fail(str(entry), "a link to a folder that it lies in", "remove the link")
+                _fail(str(entry), "link to a folder that contains it", "remove the link")
             yield from files(entry, above)
         elif entry.is_file():
             yield entry
@@ -143,7 +166,7 @@ def files(folder: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> Iterato
 def _whole(file: pathlib.Path, max_bytes: int) -> bytes:
     try:
         if (size := file.stat().st_size) > max_bytes:
-            _fail(str(file), f"has {size:,} bytes, more than {max_bytes:,}", "leave it out")
+            _fail(str(file), f"has {size:,} bytes, more than {max_bytes:,}", "remove it")
         return file.read_bytes()
     except OSError as error:
         return _fail(str(file), f"cannot be read ({error.strerror})", "check its permissions")
@@ -152,18 +175,26 @@ def _whole(file: pathlib.Path, max_bytes: int) -> bytes:
 def _archive(
     source: pathlib.Path | io.BytesIO, name: str, budget: _Budget, suffixes, max_bytes, depth: int
 ) -> Iterator[Member]:
-    """The wanted members of an archive, and of those within it."""
+    """Yields the members of an archive, including those of archives inside it."""
     where = budget.where
 
-    def take(member: str, read: Callable[[], Any], declared: int) -> bytes:
+    def read_member(member: str, read: Callable[[], Any], declared: int) -> bytes:
         if declared > max_bytes:
-            _fail(where, f"{_show(member)} says it has {declared:,} bytes", "leave it out")
+            _fail(
+                where,
+                f"{_show(member)} has {declared:,} bytes, more than {max_bytes:,}",
+                "pack the archive again without it",
+            )
         out = bytearray()
         with _readable(where, member), read() as opened:
             while data := opened.read(_CHUNK):
                 out += data
                 if len(out) > max_bytes:
-                    _fail(where, f"{_show(member)} unpacks without end", "do not trust it")
+                    _fail(
+                        where,
+                        f"{_show(member)} decompresses to more than {max_bytes:,} bytes",
+                        "pack the archive again without it",
+                    )
             if len(out) != declared:
                 raise EOFError(f"{len(out):,} of {declared:,} bytes")
         return bytes(out)
@@ -172,28 +203,29 @@ def _archive(
     with _readable(where):
         for raw, read, declared in reader(source, budget):
             _check_name(where, raw)
-            member = pathlib.PurePosixPath(raw).as_posix()  # `./a` is `a`
+            member = pathlib.PurePosixPath(raw).as_posix()  # removes a leading "./"
             if _hidden(member):
                 continue
             if _kind(member):
                 if depth == MAX_DEPTH:
                     _fail(
                         where,
-                        f"{_show(member)} is an archive in an archive in an archive",
-                        "unpack it",
+                        f"{_show(member)} is an archive nested {MAX_DEPTH + 1} deep",
+                        _EXTRACT,
                     )
-                data = take(member, read, declared)
+                data = read_member(member, read, declared)
                 inner = pathlib.PurePosixPath(member).name
                 stem = re.sub(r"(\.tar)?\.\w+$", "", inner)
                 within = _Budget(f"{where}/{_show(member)[1:-1]}", len(data), budget)
-                found_in = _archive(io.BytesIO(data), inner, within, suffixes, max_bytes, depth + 1)
-                for found in found_in:
-                    yield Member(f"{stem}/{found.name}", found.read)
+                nested = _archive(io.BytesIO(data), inner, within, suffixes, max_bytes, depth + 1)
+                for inner_member in nested:
+                    yield Member(f"{stem}/{inner_member.name}", inner_member.read)
             elif _wanted(member, suffixes):
-                yield Member(member, functools.partial(take, member, read, declared))
+                yield Member(member, functools.partial(read_member, member, read, declared))
 
 
-_Opened = Iterator[tuple[str, Callable[[], Any], int]]  # name, opener, declared size
+# Name, function that opens the member, declared size in bytes.
+_Opened = Iterator[tuple[str, Callable[[], Any], int]]
 
 
 @contextlib.contextmanager
@@ -206,20 +238,24 @@ def _stream(source: pathlib.Path | io.BytesIO) -> Iterator[IO[bytes]]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose damage is an error: tarfile takes what follows one for the archive's end."""
+    """A tar header that raises an error if it is damaged.
+
+    tarfile itself treats a damaged header as the end of the archive and drops the later members.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":  # type: ignore[override]
         try:
             return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end, as it should be
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the regular end of the archive
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None
 
 
 def _tar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
-    # Read once, front to back. tarfile's own unpacking checks no sums and stops at a second stream.
+    # The archive is read once, from start to end. It is decompressed here because tarfile's own
+    # decompression verifies no checksums and stops after the first of several gzip streams.
     with _stream(source) as stream:
         magic = stream.read(2)
         stream.seek(0)
@@ -230,15 +266,15 @@ def _tar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
         with tarfile.open(fileobj=counted, mode="r|", tarinfo=_Header) as archive:  # type: ignore
             while member := archive.next():
                 counted.limit = archive.offset + slack  # type: ignore[attr-defined]
-                archive.members = []  # type: ignore[attr-defined]  # or it keeps every header
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    kind = "a link" if member.issym() or member.islnk() else "no regular file"
-                    _fail(budget.where, f"{_show(member.name)} is {kind}", "pack the files alone")
+                    kind = "a link" if member.issym() or member.islnk() else "not a regular file"
+                    _fail(budget.where, f"{_show(member.name)} is {kind}", _PACK)
                 yield member.name, functools.partial(_extract, archive, member), member.size
             counted.limit = None
-            while counted.read(_CHUNK):  # to the end, where the sums are
+            while counted.read(_CHUNK):  # the checksums are at the end of the stream
                 pass
 
 
@@ -249,26 +285,27 @@ def _zip(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
                 continue
             name = member.orig_filename
             if member.flag_bits & 1:
-                _fail(budget.where, f"{_show(name)} is encrypted", "unpack it and name the folder")
+                _fail(budget.where, f"{_show(name)} is encrypted", _EXTRACT)
             if (kind := (member.external_attr >> 16) & 0o170000) not in (0, 0o100000):
-                what = "a link" if kind == 0o120000 else "no regular file"
-                _fail(budget.where, f"{_show(name)} is {what}", "pack the files alone")
+                what = "a link" if kind == 0o120000 else "not a regular file"
+                _fail(budget.where, f"{_show(name)} is {what}", _PACK)
             opener = functools.partial(_open_counted, archive, member, budget)
             yield name.replace("\\", "/"), opener, member.file_size
 
 
 def _rar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
-    # By its path where it has one: given a stream, rarfile copies solid archives for every member.
+    # A path is preferred: given a stream, rarfile copies a solid archive to disk for every member.
     with rarfile.RarFile(source) as archive:
         if archive.needs_password():
-            _fail(budget.where, "it is encrypted", "unpack it and name the folder")
+            _fail(budget.where, "encrypted", _EXTRACT)
         for member in archive.infolist():
             if member.is_dir():
                 continue
             redirected = member.file_redir and member.file_redir[0]
-            copied = redirected in (None, rarfile.RAR5_XREDIR_FILE_COPY)  # of a file beside it
+            # A redirection to a copy of another member is a file, all others are links.
+            copied = redirected in (None, rarfile.RAR5_XREDIR_FILE_COPY)
             if member.is_symlink() or not member.is_file() or not copied:
-                _fail(budget.where, f"{_show(member.filename)} is a link", "pack the files alone")
+                _fail(budget.where, f"{_show(member.filename)} is a link", _PACK)
             opener = functools.partial(_open_counted, archive, member, budget)
             yield member.filename, opener, member.file_size
 
@@ -280,7 +317,7 @@ def _open_counted(archive: Any, member: Any, budget: _Budget) -> _Counted:
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     opened = archive.extractfile(member)
     if opened is None:
-        raise tarfile.ReadError("a member without bytes")
+        raise tarfile.ReadError("a member without content")
     return opened
 
 
@@ -296,7 +333,11 @@ def _check_name(where: str, name: str) -> None:
         or re.match(r"[A-Za-z]:", name)
         or "\0" in name
     ):
-        _fail(where, f"{_show(name)} leads out of the archive", "do not trust this archive")
+        _fail(
+            where,
+            f"{_show(name)} is an absolute name or has '..' or a null character",
+            "download the archive again from a source that you trust",
+        )
 
 
 def _show(name: str) -> str:
@@ -315,14 +356,14 @@ def _wanted(name: str, suffixes: Collection[str] | None) -> bool:
 
 @contextlib.contextmanager
 def _readable(where: str, member: str = "") -> Iterator[None]:
-    """Turns what the libraries say of a damaged archive into one line."""
+    """Turns the exceptions of the archive libraries into a `UserError`."""
     named = f"{_show(member)} " if member else ""
     try:
         yield
     except rarfile.RarCannotExec:
-        _fail(where, f"{named}is compressed by rar", _TOOLS)
+        _fail(where, f"{named}is compressed and no tool to decompress .rar is installed", _TOOLS)
     except (rarfile.NoCrypto, rarfile.PasswordRequired, rarfile.RarWrongPassword):
-        _fail(where, "it is encrypted", "unpack it and name the folder")
+        _fail(where, "encrypted", _EXTRACT)
     except PermissionError as error:
         _fail(where, f"cannot be read ({error.strerror})", "check its permissions")
     except (
@@ -330,8 +371,8 @@ def _readable(where: str, member: str = "") -> Iterator[None]:
         OSError, ValueError, struct.error, LookupError, OverflowError, NotImplementedError,
         RuntimeError, TypeError, AttributeError,
     ) as error:  # fmt: skip
-        said = " ".join(str(error).split())[:100]
-        _fail(where, f"{named}damaged or truncated ({said})", "fetch it again")
+        reason = " ".join(str(error).split())[:100]
+        _fail(where, f"{named}damaged or truncated ({reason})", "download it again")
 
 
 def _fail(where: str, what: str, remedy: str) -> Any:

@@ -1,4 +1,7 @@
-"""Builders on Apache Beam: one source or file a unit of work; needs requirements-beam.txt."""
+"""Reads the examples of a split with Apache Beam; requirements-beam.txt lists what to install.
+
+An archive is one unit of work, and so is each file of a folder.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +12,21 @@ try:
     import apache_beam as beam
 except ImportError as error:
     raise UserError(
-        "--beam: Apache Beam is not installed; pip install -r requirements-beam.txt"
+        "--beam_pipeline_options: Apache Beam is not installed; run `pip install -r "
+        "requirements-beam.txt`"
     ) from error
 
 
 def transform(parts: Sequence[Any], read: Callable, report: Callable) -> beam.PTransform:
-    """A transform that gives (key, example) and writes the report when all parts are read."""
+    """Returns a transform that yields `(key, example)` and writes the report of the split.
+
+    Args:
+      parts: units of work.
+      read: maps a part to triples: `(key, example, "")` for a video, `(name, None, reason)` for a
+        broken video, `(name, None, None)` for a file that is not a video.
+      report: called once all parts are read, with the number of videos, the `(name, reason)` of
+        broken videos, the number of repeated videos (always 0 here), and the names of skipped files.
+    """
     return _Read(list(parts), read, report)
 
 
@@ -24,22 +36,29 @@ class _Read(beam.PTransform):
         self.parts, self.read, self.report = parts, read, report
 
     def expand(self, root):
-        made = (
+        triples = (
             root
             | "parts" >> beam.Create(self.parts)
-            | "spread" >> beam.Reshuffle()
+            | "reshuffle" >> beam.Reshuffle()
             | "read" >> beam.FlatMap(self.read)
         )
-        whole = made | "whole" >> beam.Filter(lambda made: made[1] is not None)
+        valid = triples | "valid" >> beam.Filter(lambda triple: triple[1] is not None)
         broken = (
-            made
-            | "broken" >> beam.Filter(lambda made: made[1] is None)
-            | "reasons" >> beam.Map(lambda made: (made[0], made[2]))
+            triples
+            | "broken" >> beam.Filter(lambda triple: triple[1] is None and triple[2] is not None)
+            | "reasons" >> beam.Map(lambda triple: (triple[0], triple[2]))
             | "all broken" >> beam.combiners.ToList()
         )
-        count = whole | "count" >> beam.combiners.Count.Globally()
+        skipped = (
+            triples
+            | "skipped" >> beam.Filter(lambda triple: triple[2] is None)
+            | "skipped names" >> beam.Map(lambda triple: triple[0])
+        )
+        count = valid | "count" >> beam.combiners.Count.Globally()
         report = self.report
         _ = broken | "report" >> beam.Map(
-            lambda broken, stored: report(stored, broken), beam.pvalue.AsSingleton(count)
+            lambda broken, stored, skipped: report(stored, broken, 0, skipped),
+            beam.pvalue.AsSingleton(count),
+            beam.pvalue.AsList(skipped),
         )
-        return whole | "examples" >> beam.Map(lambda made: (made[0], made[1]))
+        return valid | "examples" >> beam.Map(lambda triple: (triple[0], triple[1]))

@@ -1,4 +1,4 @@
-"""Small generated videos for the builders' tests and for trying a protocol without its data."""
+"""Generates small videos for tests and for running a protocol without its data."""
 
 import functools
 import pathlib
@@ -11,7 +11,14 @@ from coco_jax.data import video as videos
 
 @functools.lru_cache(maxsize=256)
 def video(seed: int, *, frames: int = 6, size: int = 32, container: str = "mp4") -> bytes:
-    """A moving square on noise; one seed, one video."""
+    """Encodes a video of a square that moves over noise.
+
+    Args:
+      seed: determines the content; the same arguments give the same bytes.
+      frames: number of frames, at 8 frames per second.
+      size: height and width, in pixels.
+      container: container format; "avi" is encoded as MPEG-4, any other as H.264.
+    """
     rng = np.random.default_rng(seed)
     clip_THWC = np.repeat(rng.integers(0, 128, (1, size, size, 3), np.uint8), frames, 0)
     color = rng.integers(128, 256, 3)
@@ -23,7 +30,12 @@ def video(seed: int, *, frames: int = 6, size: int = 32, container: str = "mp4")
 
 
 def write(folder: pathlib.Path, names: Iterable[str]) -> None:
-    """Writes a video for each path under `folder`; those of a name that ends in .avi are AVI."""
+    """Writes a generated video to each path.
+
+    Args:
+      folder: the folder that the paths are relative to.
+      names: the paths; those that end in .avi become AVI files, all others MP4 files.
+    """
     for seed, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

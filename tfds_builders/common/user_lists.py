@@ -1,4 +1,4 @@
-"""Lists that users write for their own videos and features: videos.csv, splits.json, unseen.txt."""
+"""Reads the lists that users write for their own data: videos.csv, splits.json and unseen.txt."""
 
 import csv
 import difflib
@@ -11,15 +11,21 @@ from typing import Any, NamedTuple
 from coco_jax.errors import UserError
 from tfds_builders.common import builder as common
 
-DATASETS = ("video_folder", "video_features")  # that are built from such lists
+DATASETS = ("video_folder", "video_features")  # datasets that are built from these lists
 LISTS = ("videos.csv", "splits.json", "unseen.txt")
 STORED_DIGEST = "lists.sha256"
-TEST_SHARE = 0.2  # of each class, where no list says which videos are tested
-TRIALS = 3  # random halves, where nobody says which classes are unseen
+TEST_SHARE = 0.2  # fraction of the videos in split test, if videos.csv names no splits
+TRIALS = 3  # number of random class splits, without splits.json and unseen.txt
 
 
 class Row(NamedTuple):
-    """A line of videos.csv; `split` is train, test or ''."""
+    """A line of videos.csv.
+
+    Attributes:
+      key: path or id of the video.
+      label: class name.
+      split: "train", "test", or "" if the line names none.
+    """
 
     key: str
     label: str
@@ -27,10 +33,15 @@ class Row(NamedTuple):
 
 
 def read_videos(path: pathlib.Path, key: str) -> list[Row]:
-    """Reads videos.csv, whose columns are `key`, label and, if wanted, split.
+    """Reads videos.csv.
+
+    Args:
+      path: the file; its columns are `key`, label and optionally split.
+      key: name of the column that identifies a video, "path" or "video_id".
 
     Raises:
-      UserError: a column is missing, a field empty, a video named twice, a split unknown.
+      UserError: the file is not UTF-8 CSV, has no lines, lacks a column, or has a line with an empty
+        field, a repeated video or an unknown split.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -38,8 +49,8 @@ def read_videos(path: pathlib.Path, key: str) -> list[Row]:
             missing = {key, "label"} - set(table.fieldnames or ())
             if missing:
                 raise UserError(
-                    f"{path}:1: no column {', '.join(sorted(missing))}; it has the columns {key}, label "
-                    "and, if wanted, split"
+                    f"{path}:1: no column {', '.join(sorted(missing))}; the header must name {key}, "
+                    "label and optionally split"
                 )
             found: dict[str, Row] = {}
             for line in table:
@@ -53,21 +64,21 @@ def read_videos(path: pathlib.Path, key: str) -> list[Row]:
                     raise UserError(f"{where}: {key} or label is empty; fill it in")
                 if row.split not in ("", "train", "test"):
                     raise UserError(
-                        f"{where}: split {row.split!r} is neither train nor test; leave it empty to "
-                        "have one drawn"
+                        f"{where}: split {row.split!r} is neither train nor test; use one of these, or "
+                        "leave the field empty for a random split"
                     )
                 if row.key in found:
-                    raise UserError(f"{where}: {row.key!r} is named twice; keep one line")
+                    raise UserError(f"{where}: {row.key!r} is listed twice; keep one line")
                 found[row.key] = row
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: {error}; give a UTF-8 CSV file") from error
+        raise UserError(f"{path}: {error}; save it as a UTF-8 CSV file") from error
     if not found:
-        raise UserError(f"{path}: names no video; add a line for each")
+        raise UserError(f"{path}: lists no videos; add a line for each video")
     return list(found.values())
 
 
 def digest(folder: str | None) -> str:
-    """A hash of the lists in a folder, so that a build notices when they are edited."""
+    """Returns the SHA-256 of the lists in a folder, which tells a later build whether they changed."""
     found = hashlib.sha256()
     for name in LISTS:
         path = pathlib.Path(folder or "") / name
@@ -77,29 +88,40 @@ def digest(folder: str | None) -> str:
 
 
 def stored_digest(folder: pathlib.Path) -> str | None:
-    """The hash of the lists that a dataset was built from; None if it was not built from lists."""
+    """Reads the hash that `store_digest` wrote next to a built dataset; None if there is none."""
     path = folder / STORED_DIGEST
     return path.read_text().strip() if path.is_file() else None
 
 
 def store_digest(folder: pathlib.Path, value: str) -> None:
-    """Stores the hash beside a built dataset."""
+    """Writes the hash of the lists next to the dataset that was built from them."""
     (folder / STORED_DIGEST).write_text(value + "\n")
 
 
 def drawn(key: str) -> str:
-    """train or test, by the video's name: the same for ever, whatever else is in the folder."""
+    """Assigns a video to "train" or "test" by the hash of its key.
+
+    The split of a video therefore never changes, and does not depend on the other videos.
+    """
     share = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
     return "test" if share < TEST_SHARE else "train"
 
 
 def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> dict[str, Any]:
-    """Who is seen: of splits.json `{name: {"seen": [...], "unseen": [...]}}`, or all but unseen.txt's.
+    """Returns the class splits that a user's folder defines.
 
-    Where neither file is there, three random halves.
+    They are read from splits.json, `{name: {"seen": [...], "unseen": [...]}}`. Without that file,
+    there is one split, in which the classes of unseen.txt are unseen and all others are seen.
+    Without either file, there are `TRIALS` random splits.
+
+    Args:
+      folder: folder of the lists.
+      classes: names of the classes that have videos.
+      dataset: name of the dataset, which the random splits depend on.
 
     Raises:
-      UserError: a file cannot be read, or names a class that has no video.
+      UserError: a file cannot be read, a split names a class that has no video, lacks seen or unseen
+        classes, or has a class in both; or there are fewer than 4 classes and neither file.
     """
     if (path := folder / "splits.json").is_file():
         try:
@@ -112,7 +134,7 @@ def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> 
                 raise ValueError("seen or unseen is missing")
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(
-                f'{path}: {error}; it holds {{"1": {{"seen": [class, ...], "unseen": [class, ...]}}}}'
+                f'{path}: {error}; write {{"1": {{"seen": [class, ...], "unseen": [class, ...]}}}}'
             ) from error
     elif (path := folder / "unseen.txt").is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -120,7 +142,8 @@ def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> 
         splits = {"1": {"seen": [c for c in classes if c not in set(unseen)], "unseen": unseen}}
     elif len(classes) < 4:
         raise UserError(
-            f"{folder}: {len(classes)} classes; name the unseen ones, one a line, in unseen.txt"
+            f"{folder}: {len(classes)} classes are too few for random class splits; list the unseen "
+            "classes in unseen.txt, one per line"
         )
     else:
         return common.halves(dataset, classes, TRIALS)
@@ -139,6 +162,7 @@ def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> 
                 )
         if not split["seen"] or not split["unseen"] or set(split["seen"]) & set(split["unseen"]):
             raise UserError(
-                f"{path}: split {name}: seen and unseen must both name classes, and no class twice"
+                f"{path}: split {name}: seen or unseen is empty, or a class is in both; give each at "
+                "least one class and no class twice"
             )
     return splits

@@ -1,4 +1,4 @@
-"""hmdb51_zsar: HMDB51 under the intra-dataset and cross-dataset protocols; see README.md."""
+"""hmdb51_zsar: HMDB51 with the intra-dataset and cross-dataset protocols; see README.md."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import tensorflow_datasets as tfds
 
-# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -16,27 +16,31 @@ from coco_jax.errors import UserError
 from tfds_builders.common import archives
 from tfds_builders.common import builder as common
 
-TRIALS = 50  # random halves of the classes, 26 seen
+TRIALS = 50  # number of random class splits; 26 classes are seen
 LIST = re.compile(r"(?P<label>[a-z_]+)_test_split(?P<split>[123])\.txt$")
 
 
 class Builder(common.VideoBuilder):
-    """51 classes, 6,766 videos; TFDS splits: official split 1's train and test, and what it leaves."""
+    """51 classes, 6,766 videos.
+
+    The TFDS splits are official split 1: `train`, `test`, and `rest`, the videos that are in neither.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Intra- and cross-dataset splits."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "Intra-dataset and cross-dataset class splits."}  # noqa: RUF012
     BUILDER_CONFIGS = common.configs(
-        intra=f"Train on a random half of the classes, test on the other; {TRIALS} trials.",
-        cross="Test alone: the three official test splits on all classes, and random halves.",
+        intra=f"Trains on a random half of the classes and tests on the other half; {TRIALS} trials.",
+        cross="Test only: the three official test splits with all classes, and random halves.",
     )
     DEFAULT_BUILDER_CONFIG_NAME = "intra"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Place hmdb51_org.rar (2 GB; or the .rar files in it, or the extracted folder) and "
-        "test_train_splits.rar (or its folder) there; both are at "
+        "Put hmdb51_org.rar (2 GB; or the .rar files in it, or the extracted folder) and "
+        "test_train_splits.rar (or the extracted folder) there; download both from "
         "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
     )
+    list_files = ("*_test_split[123].txt", "test_train_splits.rar")
     extra_features = {  # noqa: RUF012
-        # Whether each of the three official splits tests the video.
+        # Whether the video is a test video of official split 1, 2 and 3.
         "official_test": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
     }
 
@@ -47,20 +51,19 @@ class Builder(common.VideoBuilder):
         protocol = self.builder_config.protocol
         self.declare(classes, common.protocol_splits("hmdb51", protocol, classes, TRIALS))
         sources = [p for p in common.sources_in(folder) if "test_train_splits" not in p.name]
-        found = {}
+        examples = {}
         for use, split in enumerate(("rest", "train", "test")):
-            named = {name: row for name, row in rows.items() if row[1][0] == use}
-            if not named:
-                continue
-            found[split] = self.examples(split, sources, _Describe(named), len(named))
-        return found
+            of_split = {name: row for name, row in rows.items() if row[1][0] == use}
+            if of_split:
+                examples[split] = self.examples(split, sources, _Describe(of_split), len(of_split))
+        return examples
 
     def _generate_examples(self):
-        raise NotImplementedError("examples are made in _split_generators")
+        raise NotImplementedError("_split_generators calls examples() instead")
 
 
 class _Describe:
-    """Members by file name; names of HMDB51's videos are unique."""
+    """Looks up a file by its name without folders, which is unique in HMDB51."""
 
     def __init__(self, rows: dict[str, tuple[str, tuple[int, int, int]]]):
         self.rows = rows
@@ -76,15 +79,22 @@ class _Describe:
 
 
 def readable(name: str) -> str:
-    """`brush_hair` as `brush hair`."""
+    """Converts a class name: "brush_hair" becomes "brush hair"."""
     return name.replace("_", " ")
 
 
 def read_lists(folder: pathlib.Path) -> dict[str, tuple[str, tuple[int, int, int]]]:
-    """`{"a.avi": ("brush_hair", (1, 2, 0)), ...}`: in each official split 1 trains, 2 tests, 0 neither.
+    """Reads the official lists from test_train_splits.rar or from `*_test_split?.txt` files.
+
+    Args:
+      folder: folder that has the archive, or the text files at any depth.
+
+    Returns:
+      The class of each video and its use in each official split, `{"a.avi": ("brush_hair", (1, 2, 0)),
+      ...}`: 1 for training, 2 for testing, 0 for neither.
 
     Raises:
-      UserError: there are none, or a line is not `FILE.avi 0|1|2`.
+      UserError: there are no lists, or a line is not `FILE.avi 0|1|2`.
     """
     archive = folder / "test_train_splits.rar"
     files = (
@@ -103,11 +113,13 @@ def read_lists(folder: pathlib.Path) -> dict[str, tuple[str, tuple[int, int, int
             file, _, use = line.strip().rpartition(" ")
             if use not in ("0", "1", "2"):
                 raise UserError(
-                    f"{name}:{number}: {line[:60]!r} is not FILE.avi 0|1|2; fetch "
+                    f"{name}:{number}: {line[:60]!r} is not FILE.avi 0|1|2; download "
                     "test_train_splits.rar again"
                 )
             _, uses = rows.setdefault(file.strip(), (found["label"], [0, 0, 0]))
             uses[int(found["split"]) - 1] = int(use)
     if not rows:
-        raise UserError(f"{folder}: no official lists; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        raise UserError(
+            f"{folder}: no official lists found; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
     return {file: (label, (a, b, c)) for file, (label, (a, b, c)) in rows.items()}

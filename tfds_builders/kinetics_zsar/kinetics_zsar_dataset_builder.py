@@ -1,4 +1,4 @@
-"""kinetics_zsar: Kinetics-400 seen, Kinetics-600's new classes unseen; see README.md."""
+"""kinetics_zsar: trains on Kinetics-400, tests on the new classes of Kinetics-600; see README.md."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -20,34 +20,41 @@ from tfds_builders.common import archives
 from tfds_builders.common import builder as common
 
 # Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
-ER = "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/datasets/Kinetics/zsl220/"
+ER = (
+    "https://raw.githubusercontent.com/DeLightCMU/ElaborativeRehearsal/e3130fd/"
+    "datasets/Kinetics/zsl220/"
+)
 LISTS = {
     "classes": ER + "classes620_label_defn.json",
     "test": ER + "tst_class_idxs.json",
     "validation": ER + "val_class_idxs.json",
 }
-SEEN = 400
-# Kinetics-600 renamed or split 12 classes of Kinetics-400; they are never unseen. Its other names
-# that Kinetics-400 lacks are the 220 new classes (both label maps: mmaction2 at 4d6c9347, tools/data).
+SEEN = 400  # number of seen classes
+# Kinetics-600 renamed or split 12 classes of Kinetics-400, which are therefore not new. The other names
+# that only Kinetics-600 has are the 220 new classes (label maps: mmaction2 at 4d6c9347, tools/data).
 RENAMED = {new: old for old, new in action_names.RENAMED.items()}
 FILE = re.compile(r"(?P<id>[\w-]{11})(_\d+_\d+)?$")
 PARTS = {"train": ("k400/train",), "test": ("k600/val", "k600/test")}
 
 
 class Builder(common.VideoBuilder):
-    """620 classes: train, Kinetics-400's training videos; test, Kinetics-600's val and test ones."""
+    """620 classes.
+
+    The TFDS split `train` has the training videos of Kinetics-400, `test` the validation and test
+    videos of Kinetics-600.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The three splits of Elaborative Rehearsal."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "The three class splits of Elaborative Rehearsal."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
-        common.Config(name="video", description="The videos' own bytes."),
+        common.Config(name="video", description="Original bytes of the videos."),
         common.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "video"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Place Kinetics-400's training videos in k400/train and Kinetics-600's in k600/val and "
-        "k600/test (the .tar.gz shards as they are, class folders, or id_start_end.mp4 files), and "
-        "the annotation CSVs train.csv in k400, val.csv and test.csv in k600."
+        "Put the training videos of Kinetics-400 into k400/train and the validation and test videos "
+        "of Kinetics-600 into k600/val and k600/test (.tar.gz shards, class folders, or "
+        "ID_START_END.mp4 files), and the annotations k400/train.csv, k600/val.csv, k600/test.csv."
     )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
@@ -77,11 +84,14 @@ class Builder(common.VideoBuilder):
         return self.examples(split, sources, describe, expected, notes)
 
     def _generate_examples(self):
-        raise NotImplementedError("examples are made in _split_generators")
+        raise NotImplementedError("_split_generators calls examples() instead")
 
 
 class _Describe:
-    """Members by YouTube id; the class is the annotation's, or else the name of the folder."""
+    """Identifies a file by its YouTube id.
+
+    Its class is the one in the annotations. If there are none, it is the name of its folder.
+    """
 
     def __init__(
         self, classes: Sequence[str], labels: dict[str, str], tested: frozenset | set = frozenset()
@@ -103,26 +113,35 @@ class _Describe:
 
 
 def id_of(file: str) -> str:
-    """The YouTube id that a file's name begins with: `ID_000010_000020.mp4`, `ID.mp4`; "" if none."""
+    """The YouTube id in a file name, `ID_000010_000020.mp4` or `ID.mp4`; "" for other names."""
     found = FILE.match(pathlib.PurePosixPath(file).stem)
     return found["id"] if found else ""
 
 
 def _folder(name: str) -> str:
-    """A class name as folders may spell it: case, and spaces, underscores and marks, aside."""
+    """Normalizes a class name: the names of folders differ from it in case and punctuation."""
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
 def read_splits(
     classes: pathlib.Path, test: pathlib.Path, validation: pathlib.Path
 ) -> tuple[list[str], dict[str, dict[str, list[str]]]]:
-    """The 620 class names, 400 seen first, and the three class splits.
+    """Reads the class lists of the protocol.
+
+    Args:
+      classes: JSON list of the classes, `[{"word": name, ...}, ...]`; the seen classes come first.
+      test: JSON list of the unseen classes of each split, as indices into `classes`.
+      validation: the same for the validation classes.
+
+    Returns:
+      The 620 class names, and the class splits `{"1": {"seen": [...], "validation": [...],
+      "unseen": [...]}, ...}`.
 
     Raises:
-      UserError: the files are not those of the protocol.
+      UserError: the files do not have this form, or a renamed class of Kinetics-400 is unseen.
     """
     try:
-        names = [one["word"] for one in json.loads(classes.read_text())]
+        names = [entry["word"] for entry in json.loads(classes.read_text())]
         tests, validations = (json.loads(path.read_text()) for path in (test, validation))
         splits = {
             str(i): {
@@ -134,23 +153,31 @@ def read_splits(
         }
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"{classes.parent}: not the class lists of the protocol ({error!r}); fetch {ER}"
+            f"{classes.parent}: not the class lists of the protocol ({error!r}); download them from {ER}"
         ) from error
-    never = sorted(set(RENAMED) & set(names[SEEN:]))
-    if never:
+    renamed = sorted(set(RENAMED) & set(names[SEEN:]))
+    if renamed:
         raise UserError(
-            f"{classes}: {', '.join(never)} are renamed classes of Kinetics-400 and cannot be unseen"
+            f"{classes}: unseen classes {', '.join(renamed)} are renamed classes of Kinetics-400, which "
+            f"are seen; download the lists again from {ER}"
         )
     return names, splits
 
 
 def read_csv(folder: pathlib.Path, part: str) -> dict[str, str]:
-    """`{youtube_id: class}` of an annotation CSV (`k600/val.csv`, `k600/annotations/val.csv`, ...).
+    """Reads an annotation CSV.
 
-    Classes that Kinetics-600 renamed get Kinetics-400's name. {} where there is no such file.
+    Args:
+      folder: folder of the data.
+      part: "k400/train", "k600/val" or "k600/test". For "k600/val", the file is k600/val.csv,
+        k600/annotations/val.csv, k600_val.csv or annotations/k600_val.csv.
+
+    Returns:
+      The class of each video, by YouTube id; {} if there is no such file. Classes that Kinetics-600
+      renamed have their Kinetics-400 name.
 
     Raises:
-      UserError: it has no columns label and youtube_id.
+      UserError: the file has no column label or youtube_id.
     """
     which, _, name = part.partition("/")
     places = (
@@ -164,6 +191,6 @@ def read_csv(folder: pathlib.Path, part: str) -> dict[str, str]:
         rows = csv.DictReader(stream)
         if not {"label", "youtube_id"} <= set(rows.fieldnames or ()):
             raise UserError(
-                f"{path}: has no columns label and youtube_id; use Kinetics' own annotation CSV"
+                f"{path}:1: no column label or no column youtube_id; use the annotation CSV of Kinetics"
             )
         return {row["youtube_id"]: RENAMED.get(row["label"], row["label"]) for row in rows}

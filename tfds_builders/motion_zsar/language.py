@@ -1,8 +1,8 @@
-"""The words of motion_zsar: actions, their short names, and their many descriptions.
+"""Actions, names and descriptions of motion_zsar.
 
-An action is a *path* together with a *manner* (`fall` + `spin`). Its name is coined and says
-little, as "krumping" says little to who never saw it; only a description tells what happens.
-All is drawn from fixed seeds: the same corpus every time.
+An action combines a *path* with a *manner* (`fall` + `spin`). Its name is an invented word that says
+little about it, as "krumping" does to readers who do not know the dance; the descriptions say what
+happens. Everything is generated from fixed seeds, so the corpus is always the same.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ MANNERS: dict[str, tuple[str, ...]] = {
         "holding steady", "with constant looks", "remaining as it was", "calm and even",
     ),
 }  # fmt: skip
-PAIRED = frozenset({"meet", "orbit"})  # the paths that take two bodies
+PAIRED = frozenset({"meet", "orbit"})  # paths of two bodies
 
 _COINED = (
     "tamble", "corvet", "pirlo", "quiddle", "harl", "zanner", "mooch", "fardel", "brisk", "oxter",
@@ -151,7 +151,13 @@ CLIPS_PER_ACTION = 40
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """One action: its label and the two movement primitives it is made of."""
+    """An action.
+
+    Attributes:
+      name: label of the action.
+      path: key of `PATHS`.
+      manner: key of `MANNERS`.
+    """
 
     name: str
     path: str
@@ -163,7 +169,7 @@ def _actions() -> tuple[tuple[Action, ...], tuple[Action, ...]]:
     pairs = list(itertools.product(PATHS, MANNERS))
     rng.shuffle(pairs)
     actions = [
-        # Every other name carries a family word: a hint, and too little to tell actions apart.
+        # Every other name has a second word, shared by several paths: a hint, as in real labels.
         Action(f"{coined} {_FAMILY[path]}" if i % 2 else coined, path, manner)
         for i, (coined, (path, manner)) in enumerate(zip(_COINED, pairs, strict=True))
     ]
@@ -172,14 +178,15 @@ def _actions() -> tuple[tuple[Action, ...], tuple[Action, ...]]:
 
 
 ACTIONS, AUXILIARY = _actions()
-"""32 actions with videos, and 8 that only the description corpus knows."""
+"""The 32 actions that have videos, and the 8 that have descriptions only."""
 
 
 def class_splits() -> dict[str, dict[str, list[str]]]:
-    """Three fixed splits, `{"1": {"seen": 24 names, "unseen": 8 names}, ...}`.
+    """Returns the three class splits, `{"1": {"seen": 24 names, "unseen": 8 names}, ...}`.
 
-    Every path and manner occurs in at least two seen actions, so an unseen action is a new
-    combination of things seen apart. No two of the splits share more than half of their unseen.
+    Every path and every manner occurs in at least two seen actions, so unseen actions are new
+    combinations of seen paths and manners. Two splits have at most half of the unseen actions in
+    common.
     """
     rng = random.Random(SEED + 1)
     splits: list[set[str]] = []
@@ -201,12 +208,22 @@ def class_splits() -> dict[str, dict[str, list[str]]]:
 
 
 def video_id(action: Action, clip: int) -> str:
-    """The id of an action's clip, `harl_run_007`."""
+    """Returns the id of a clip, such as "harl_run_007".
+
+    Args:
+      action: the action.
+      clip: index of the clip, from 0.
+    """
     return f"{action.name.replace(' ', '_')}_{clip:03d}"
 
 
 def describe(action: Action, rng: random.Random) -> str:
-    """One caption of an action; about one in eight says nothing of what happens."""
+    """Generates a description of an action; about one in eight does not mention the motion.
+
+    Args:
+      action: the action.
+      rng: random generator, which is advanced.
+    """
     kind = rng.random()
     if kind < 0.12:
         return rng.choice(_VAGUE)
@@ -234,10 +251,10 @@ def describe(action: Action, rng: random.Random) -> str:
 
 
 def corpus() -> Iterator[dict[str, str]]:
-    """Rows of the description corpus: action, description, source, video_id ('' for most).
+    """Yields the rows of the description corpus: action, description, source, video_id.
 
-    One in five descriptions names the clip it was collected from, test clips included, as in a
-    corpus gathered from the web: whoever evaluates has to leave those out.
+    One in five descriptions has the id of a clip, train or test, as in a corpus collected from the
+    web; an evaluation must leave out those of test clips. For all others, video_id is "".
     """
     for action in ACTIONS + AUXILIARY:
         rng = random.Random(f"{SEED}/{action.name}")

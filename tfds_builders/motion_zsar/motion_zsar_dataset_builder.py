@@ -1,4 +1,4 @@
-"""motion_zsar: a zero-shot action recognition benchmark that renders itself."""
+"""motion_zsar: a small zero-shot action recognition benchmark with rendered clips; see README.md."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -6,11 +6,11 @@ import tensorflow_datasets as tfds
 from coco_jax.data import video as videos
 from tfds_builders.motion_zsar import language, render
 
-TEST_CLIPS = 8  # of each action's 40; seen actions train on the other 32
+TEST_CLIPS = 8  # per action, of 40 clips; the other 32 are in split train
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Renders and encodes 32 actions x 40 H.264 clips; nothing is downloaded."""
+    """Renders 40 clips for each of 32 actions and encodes them as H.264; nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "32 actions, 40 clips each, three class splits."}  # noqa: RUF012

@@ -1,7 +1,7 @@
-"""Draws motion_zsar's clips: bodies that move along a path in a manner, over varied clutter.
+"""Renders the clips of motion_zsar: bodies that move along a path in a manner.
 
-What tells the class is drawn from the action; everything else (shapes, colours, background,
-speed, direction, camera shake, distractors, length) from the clip's own seed, whatever its class.
+The action determines the path and the manner. Everything else (shapes, colours, background, speed,
+direction, camera shake, distractors, length) is random and independent of the path and the manner.
 """
 
 import numpy as np
@@ -10,12 +10,20 @@ from jaxtyping import Float, UInt8
 
 from tfds_builders.motion_zsar import language
 
-SIZE = 64  # pixels a side
-FPS = 16
+SIZE = 64  # height and width of a frame, in pixels
+FPS = 16  # frames per second
 
 
 def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
-    """Renders the `index`-th clip of an action: 18 to 30 RGB frames at 16 fps."""
+    """Renders a clip of an action.
+
+    Args:
+      action: the action.
+      index: index of the clip; the same arguments give the same clip.
+
+    Returns:
+      18 to 30 RGB frames of uint8, at `FPS` frames per second.
+    """
     seed = [language.SEED, *action.name.encode(), index]
     rng = np.random.default_rng(seed)
     frames = int(rng.integers(18, 31))
@@ -25,11 +33,11 @@ def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
     shake_T2 = np.cumsum(rng.normal(0, 0.5, (frames, 2)), 0)
     shake_T2 = (shake_T2 - shake_T2.mean(0)).clip(-2, 2) * 2 / SIZE * rng.uniform(0, 1)
     ticks = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1  # -1 .. 1, y downward
-    # Kept as a row and a column that broadcast: most of the drawing is done on those.
+    # x and y are a row and a column that broadcast, which makes drawing faster.
     x_THW = (ticks[None, None, :] + shake_T2[:, 0, None, None]).astype(np.float32)
     y_THW = (ticks[None, :, None] + shake_T2[:, 1, None, None]).astype(np.float32)
 
-    # Bodies are lighter than the ground, as in footage that is lit for what matters in it.
+    # Bodies are lighter than the background, as in a scene that is lit for them.
     ground = rng.uniform(0.05, 0.4, 3)
     image_THWC = _background(rng, ground, x_THW, y_THW)
     for _ in range(rng.integers(0, 3)):  # distractors: small, faint, and still or slow
@@ -53,7 +61,7 @@ def clip(action: language.Action, index: int) -> UInt8[np.ndarray, "T 64 64 3"]:
 def _paths(
     rng: np.random.Generator, path: str, t: Float[np.ndarray, " T"]
 ) -> list[Float[np.ndarray, "T 2"]]:
-    """Where each body is, in units of half the image, (x, y)."""
+    """Returns the positions (x, y) of each body at the times `t` (0 to 1), in half image widths."""
     way = rng.choice([-1.0, 1.0])
     far, off = rng.uniform(0.65, 0.85), rng.uniform(-0.45, 0.45)
     pace = t ** rng.uniform(0.8, 1.3)
@@ -85,7 +93,7 @@ def _paths(
             angle = rng.uniform(0, 2 * np.pi) + way * 2 * np.pi * rng.uniform(0.8, 1.4) * t
             arm = rng.uniform(0.38, 0.5) * np.stack([np.cos(angle), np.sin(angle)], -1)
         case _:
-            raise ValueError(f"no such path: {path!r}")
+            raise ValueError(f"unknown path {path!r}; use one of {', '.join(language.PATHS)}")
     centre = rng.uniform(-0.15, 0.15, 2)
     return [centre + arm, centre - arm]
 
@@ -93,7 +101,7 @@ def _paths(
 def _manner(
     rng: np.random.Generator, manner: str, t: Float[np.ndarray, " T"]
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """How the bodies look over time: radius (in half images), angle (radians), opacity."""
+    """Returns radius (half image widths), angle (radians) and opacity of the bodies at the times `t`."""
     size = np.full_like(t, rng.uniform(0.2, 0.26))
     angle, shown = np.zeros_like(t), np.ones_like(t)
     match manner:
@@ -108,12 +116,12 @@ def _manner(
         case "steady":
             pass
         case _:
-            raise ValueError(f"no such manner: {manner!r}")
+            raise ValueError(f"unknown manner {manner!r}; use one of {', '.join(language.MANNERS)}")
     return size, angle, shown
 
 
 def _body(rng, x_THW, y_THW, at_T2, size_T, angle_T) -> Float[np.ndarray, "T H W"]:
-    """Coverage of a randomly chosen rigid shape; each one looks different when turned."""
+    """Returns the mask of a random shape; all shapes look different when rotated."""
 
     def column(x_T):
         return x_T.astype(np.float32)[:, None, None]
@@ -138,7 +146,7 @@ def _box(u, v, width: float, height: float):
 
 
 def _background(rng, ground, x_THW, y_THW) -> Float[np.ndarray, "T H W 3"]:
-    """A plain, shaded, striped or checked ground that moves with the camera's shake only."""
+    """Returns a plain, shaded, striped or checked background, which moves with the camera only."""
     angle, pitch = rng.uniform(0, 2 * np.pi), np.float32(rng.uniform(3, 9))
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     along, across = cos * x_THW + sin * y_THW, cos * y_THW - sin * x_THW
@@ -156,7 +164,7 @@ def _background(rng, ground, x_THW, y_THW) -> Float[np.ndarray, "T H W 3"]:
 
 
 def _light_colour(rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
-    """A colour of any hue whose strongest channel is nearly full and whose mean is not dark."""
+    """Returns a light colour of any hue: one channel is at least 0.9 and the mean is high."""
     colour = rng.uniform(0.3, 1, 3)
     colour[rng.integers(3)] = rng.uniform(0.9, 1)
     return np.maximum(colour, colour + 0.62 - colour.mean()).clip(0, 1)

@@ -1,4 +1,4 @@
-"""ucf101_zsar: UCF101 under the intra-dataset and cross-dataset protocols; see README.md."""
+"""ucf101_zsar: UCF101 with the intra-dataset and cross-dataset protocols; see README.md."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import tensorflow_datasets as tfds
 
-# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -16,27 +16,28 @@ from coco_jax.errors import UserError
 from tfds_builders.common import archives
 from tfds_builders.common import builder as common
 
-# The videos as a zip and the official lists; both checksums are from TFDS 4.9.10's own `ucf101`.
+# The checksums of both files in checksums.tsv are those of the dataset ucf101 in TFDS 4.9.10.
 VIDEOS = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
 LISTS = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
-TRIALS = 50  # random halves of the classes, 51 seen
+TRIALS = 50  # number of random class splits; 51 classes are seen
 
 
 class Builder(common.VideoBuilder):
-    """101 classes, 13,320 videos; TFDS splits are the official split 1 (9,537 / 3,783)."""
+    """101 classes, 13,320 videos. The TFDS splits are official split 1: 9,537 train, 3,783 test."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Intra- and cross-dataset splits."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "Intra-dataset and cross-dataset class splits."}  # noqa: RUF012
     BUILDER_CONFIGS = common.configs(
-        intra=f"Train on a random half of the classes, test on the other; {TRIALS} trials.",
-        cross="Test alone: the three official test splits on all classes, and random halves.",
+        intra=f"Trains on a random half of the classes and tests on the other half; {TRIALS} trials.",
+        cross="Test only: the three official test splits with all classes, and random halves.",
     )
     DEFAULT_BUILDER_CONFIG_NAME = "intra"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Nothing is needed; UCF101.rar or UCF-101/ is used if it is there."
+        "Nothing is required; UCF101.rar or the folder UCF-101/ is used instead of a download."
     )
+    list_files = ("trainlist0[123].txt", "testlist0[123].txt", "classInd.txt")
     extra_features = {  # noqa: RUF012
-        # Which of the three official test lists name the video.
+        # Whether the video is in the test list of official split 1, 2 and 3.
         "official_test": tfds.features.Tensor(shape=(3,), dtype=np.bool_),
     }
 
@@ -47,8 +48,8 @@ class Builder(common.VideoBuilder):
         classes = [readable(name) for name in labels]
         protocol = self.builder_config.protocol
         self.declare(classes, common.protocol_splits("ucf101", protocol, classes, TRIALS))
-        if folder is not None and (found := common.sources_in(folder)):
-            sources = found
+        if folder is not None and (placed := common.sources_in(folder)):
+            sources = placed
         else:
             sources = [common.annotations(self, dl_manager, None, {"videos": VIDEOS})["videos"]]
         return {
@@ -59,11 +60,14 @@ class Builder(common.VideoBuilder):
         }
 
     def _generate_examples(self):
-        raise NotImplementedError("examples are made in _split_generators")
+        raise NotImplementedError("_split_generators calls examples() instead")
 
 
 class _Describe:
-    """Members of one official list, found by file name: archives differ in their folders and case."""
+    """Looks up a file in one official list by its name, ignoring case and folders.
+
+    Copies of UCF101 differ in folders and in case.
+    """
 
     def __init__(self, lists: dict[str, dict[str, str]], which: str):
         self.wanted = {name.lower(): (name, label) for name, label in lists[which].items()}
@@ -82,15 +86,21 @@ class _Describe:
 
 
 def readable(name: str) -> str:
-    """`ApplyEyeMakeup` as `apply eye makeup`."""
+    """Converts a class name: "ApplyEyeMakeup" becomes "apply eye makeup"."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
 
 
 def read_lists(files: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Official lists, `{"testlist01": {"v_Archery_g01_c01.avi": "Archery", ...}, ...}`.
+    """Parses the official lists.
+
+    Args:
+      files: text of each list, by its name without extension.
+
+    Returns:
+      The class of each video, by list: `{"testlist01": {"v_Archery_g01_c01.avi": "Archery", ...}, ...}`.
 
     Raises:
-      UserError: a line is not `Class/v_Class_gNN_cNN.avi [number]`, or split 1 is missing.
+      UserError: a line is not `Class/v_Class_gNN_cNN.avi [number]`, or the lists of split 1 are missing.
     """
     lists: dict[str, dict[str, str]] = {}
     for name, text in files.items():
@@ -101,24 +111,26 @@ def read_lists(files: dict[str, str]) -> dict[str, dict[str, str]]:
             label, slash, file = line.split()[0].partition("/")
             if not slash or not file.endswith(".avi"):
                 raise UserError(
-                    f"{name}.txt:{number}: {line[:60]!r} is not Class/v_Class_gNN_cNN.avi; fetch the "
-                    f"lists again from {LISTS}"
+                    f"{name}.txt:{number}: {line[:60]!r} is not Class/v_Class_gNN_cNN.avi; download "
+                    f"the lists again from {LISTS}"
                 )
             rows[file] = label
     if not lists.keys() >= {"trainlist01", "testlist01"}:
-        raise UserError(f"trainlist01.txt and testlist01.txt are missing; fetch {LISTS}")
+        raise UserError(
+            f"trainlist01.txt or testlist01.txt is missing; download {LISTS} into --manual_dir"
+        )
     return lists
 
 
 def class_names(rows: dict[str, str]) -> list[str]:
-    """The classes in the order of UCF101's own numbers, which is alphabetical, case aside."""
+    """The class names of a list in the order of UCF101's class numbers: alphabetical, ignoring case."""
     return sorted(set(rows.values()), key=str.lower)
 
 
 def _placed(dl_manager) -> pathlib.Path | None:
     try:
         return pathlib.Path(dl_manager.manual_dir)
-    except AssertionError:  # nothing was placed by hand: everything is downloaded
+    except AssertionError:  # TFDS found no --manual_dir: everything is downloaded
         return None
 
 

@@ -1,5 +1,6 @@
-"""video_features: features that were extracted from videos beforehand; see README.md."""
+"""video_features: features that you extracted from videos; see README.md."""
 
+import fnmatch
 import json
 import pathlib
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -21,14 +22,18 @@ SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 
 
 class Builder(common.VideoBuilder):
-    """One float32 vector a video; CoCo trains on them with config.video_tower.kind = "features"."""
+    """Builds a dataset of one float32 vector per video.
+
+    CoCo trains on it with `config.video_tower.kind = "features"`.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "npy, npz and HDF5 features."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "Reads npy, npz and HDF5 files."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Place features there (*.npz with arrays features and ids, *.npy with NAME.ids.txt, a file "
-        "ID.npy a video, or *.h5) and videos.csv with the columns video_id,label."
+        "Put the features there (*.npz with arrays features and ids, NAME.npy with NAME.ids.txt, one "
+        "ID.npy per video, or *.h5), and videos.csv with the columns video_id,label."
     )
+    list_files = (*user_lists.LISTS, "*.ids.txt")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -53,12 +58,12 @@ class Builder(common.VideoBuilder):
         self.info.features["label"].names = classes
         splits = user_lists.class_splits(folder, classes, "video_features")
         self.info.metadata["class_splits"] = splits
-        found = {}
+        examples = {}
         for split in ("train", "test"):
-            named = {k: v for k, v in rows.items() if (v.split or user_lists.drawn(k)) == split}
-            if named:
-                found[split] = self._generate_examples(folder, split, named)
-        return found
+            of_split = {k: v for k, v in rows.items() if (v.split or user_lists.drawn(k)) == split}
+            if of_split:
+                examples[split] = self._generate_examples(folder, split, of_split)
+        return examples
 
     def _generate_examples(self, folder: pathlib.Path, split: str, rows: dict[str, user_lists.Row]):
         stored: set[str] = set()
@@ -67,9 +72,9 @@ class Builder(common.VideoBuilder):
         for video_id, vector in read(folder, rows):
             if video_id in stored:
                 continue
-            flaw = _flaw(vector, width)
-            if flaw:
-                broken[video_id] = f"{video_id}: {flaw}"
+            problem = _problem(vector, width)
+            if problem:
+                broken[video_id] = f"{video_id}: {problem}"
                 continue
             width = len(vector)
             stored.add(video_id)
@@ -77,46 +82,61 @@ class Builder(common.VideoBuilder):
                 video_id,
                 {"features": vector, "video_id": video_id, "label": rows[video_id].label},
             )
+        skipped = [
+            path.relative_to(folder).as_posix()
+            for path in archives.files(folder)
+            if path.suffix.lower() not in SUFFIXES
+            and not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in self.list_files)
+        ]
         counts = {
             "stored": len(stored),
             "expected": len(rows),
             "missing": len(rows) - len(stored) - len(broken),
+            "skipped": common.skipped_files(skipped),
             "broken": [{"video": k, "reason": v} for k, v in sorted(broken.items())],
         }
         (self.data_path / f"report-{split}.json").write_text(json.dumps(counts))
 
 
-def _flaw(vector: np.ndarray, width: int | None) -> str:
+def _problem(vector: np.ndarray, width: int | None) -> str:
+    """Says why a vector cannot be stored; "" if it can. `width` is the length of the first vector."""
     if not np.isfinite(vector).all():
-        return "holds values that are no finite numbers"
+        return "has NaN or infinite values"
     if width is not None and len(vector) != width:
-        return f"has {len(vector)} values, others {width}"
+        return f"has {len(vector)} values, but other videos have {width}"
     return ""
 
 
 def read(folder: pathlib.Path, rows: dict[str, user_lists.Row]) -> Iterator[tuple[str, np.ndarray]]:
-    """`(video_id, float32 vector)` of the wanted videos; several rows a video (`T D`) are averaged.
+    """Yields `(video_id, features)` of the requested videos, with float32 features of shape [D].
+
+    Features of shape [T, D] are averaged over T.
+
+    Args:
+      folder: folder of *.npz, *.npy, *.h5 and *.hdf5 files, at any depth.
+      rows: the requested videos, by id; all others are left out.
 
     Raises:
-      UserError: a file cannot be read, or its ids do not fit its features. Pickled arrays are refused.
+      UserError: there are no such files, one cannot be read or contains pickled objects, or its
+        numbers of ids and of features differ.
     """
     files = [path for path in archives.files(folder) if path.suffix.lower() in SUFFIXES]
     if not files:
-        raise UserError(f"{folder}: no features; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        raise UserError(f"{folder}: no feature files found; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     for path in files:
         try:
             yield from _READERS[path.suffix.lower()](path, rows)
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise UserError(
-                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); "
-                f"{Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); write it again in a "
+                "form of tfds_builders/video_features/README.md"
             ) from error
 
 
 def _pairs(path, ids, features_ND, rows) -> Iterator[tuple[str, np.ndarray]]:
     if len(ids) != len(features_ND):
         raise UserError(
-            f"{path}: {len(ids)} ids for {len(features_ND)} features; they must be as many"
+            f"{path}: {len(ids)} ids for {len(features_ND)} features; give one id per feature"
         )
     for n, video_id in enumerate(ids):
         video_id = video_id.decode() if isinstance(video_id, bytes) else str(video_id)

@@ -1,11 +1,11 @@
-"""video_folder: your own videos, ACTION/video.* or a CSV; see README.md."""
+"""video_folder: your own videos, in one folder per action or listed in videos.csv; see README.md."""
 
 import pathlib
 import sys
 
 import tensorflow_datasets as tfds
 
-# `tfds build FOLDER` puts only `tfds_builders/` on the path.
+# `tfds build FOLDER` puts only tfds_builders/ on sys.path; these imports need the repository root.
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
@@ -16,38 +16,39 @@ from tfds_builders.common import builder as common
 
 
 class Builder(common.VideoBuilder):
-    """A folder a class, or videos.csv; nothing is downloaded."""
+    """Builds a dataset from the videos in `--manual_dir`; nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Folders, CSV, class splits."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "Reads folders, videos.csv and class splits."}  # noqa: RUF012
     BUILDER_CONFIGS = [  # noqa: RUF012
-        common.Config(name="video", description="The videos' own bytes."),
+        common.Config(name="video", description="Original bytes of the videos."),
         common.Config(name="jpeg", description="JPEG frames.", storage="jpeg"),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "video"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Place a folder of videos for each action there, ACTION/video.mp4, or videos.csv with the "
-        "columns path,label; name unseen actions, one a line, in unseen.txt."
+        "Put one folder of videos per action there (ACTION/video.mp4), or videos.csv with the columns "
+        "path,label; list the unseen actions in unseen.txt, one per line."
     )
+    list_files = user_lists.LISTS
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         rows = find(folder)
         classes = sorted({row.label for row in rows.values()})
         self.declare(classes, user_lists.class_splits(folder, classes, "video_folder"))
-        found = {}
+        examples = {}
         for split in ("train", "test"):
-            named = {name: row for name, row in rows.items() if row.split == split}
-            if named:
-                found[split] = self.examples(split, [folder], _Describe(named), len(named))
-        return found
+            of_split = {name: row for name, row in rows.items() if row.split == split}
+            if of_split:
+                examples[split] = self.examples(split, [folder], _Describe(of_split), len(of_split))
+        return examples
 
     def _generate_examples(self):
-        raise NotImplementedError("examples are made in _split_generators")
+        raise NotImplementedError("_split_generators calls examples() instead")
 
 
 class _Describe:
-    """Members by their path under the folder, which is also their id."""
+    """Looks up a file by its path relative to the folder, which is also its video id."""
 
     def __init__(self, rows: dict[str, user_lists.Row]):
         self.rows = rows
@@ -58,10 +59,16 @@ class _Describe:
 
 
 def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
-    """Every video by its path under `folder`, with its class and TFDS split.
+    """Finds the videos of a folder: those that videos.csv lists, or else those in action folders.
+
+    Args:
+      folder: the folder; action folders are `ACTION/`, `train/ACTION/` and `test/ACTION/`.
+
+    Returns:
+      The class and the TFDS split of each video, by its path relative to `folder`.
 
     Raises:
-      UserError: there are none.
+      UserError: there are no videos, or videos.csv has an error.
     """
     listed = folder / "videos.csv"
     if listed.is_file():
@@ -70,11 +77,11 @@ def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
             key = pathlib.PurePosixPath(row.key)
             if key.is_absolute() or ".." in key.parts:
                 raise UserError(
-                    f"{listed}: {row.key!r} lies outside {folder}; give a path under it"
+                    f"{listed}: {row.key!r} is outside {folder}; give a path relative to that folder"
                 )
             if key.suffix.lower() not in common.VIDEO_SUFFIXES:
                 raise UserError(
-                    f"{listed}: {row.key!r} is no video by its name; known are "
+                    f"{listed}: {row.key!r} does not have the extension of a video; use one of "
                     f"{' '.join(sorted(common.VIDEO_SUFFIXES))}"
                 )
             rows[key.as_posix()] = row
@@ -83,14 +90,14 @@ def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
         for path in archives.files(folder):
             name = path.relative_to(folder)
             if path.suffix.lower() not in common.VIDEO_SUFFIXES or len(name.parts) < 2:
-                continue  # not a video, or in no action's folder
+                continue  # not a video, or not in an action folder
             split = name.parts[0] if name.parts[0] in ("train", "test") else ""
             if split and len(name.parts) < 3:
                 continue
             label = name.parts[1 if split else 0].replace("_", " ").strip()
             rows[name.as_posix()] = user_lists.Row(name.as_posix(), label, split)
     if not rows:
-        raise UserError(f"{folder}: no videos; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        raise UserError(f"{folder}: no videos found; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     return {
         name: row._replace(split=row.split or user_lists.drawn(name)) for name, row in rows.items()
     }

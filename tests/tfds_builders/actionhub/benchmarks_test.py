@@ -1,4 +1,4 @@
-"""Tests of what is read from benchmarks that were built, and of the configs that need them."""
+"""Tests of reading built benchmarks, and of the configs that need them."""
 
 import json
 
@@ -29,7 +29,7 @@ def build(data, config, folder, **options):
 
 
 @pytest.mark.parametrize("config", [None, "video"])
-def test_rows_of_a_benchmarks_classes_get_its_spelling(tmp_path, capfd, config):
+def test_matching_rows_get_the_class_names_of_the_benchmark(tmp_path, capfd, config):
     data = tmp_path / "data"
     fake_benchmark.store(data, "ucf101_zsar", CLASSES, config=config)
     rows = [
@@ -64,13 +64,13 @@ def test_rows_of_a_benchmarks_classes_get_its_spelling(tmp_path, capfd, config):
     assert steps["duplicates"] == {"in": 4, "changed": 0, "dropped": 1}
     assert builder.info.metadata["report"] == {"read": 7, "kept": 3, "skipped": {"duplicates": 1}}
     assert builder.info.metadata["actions"] == {"ApplyEyeMakeup": 2, "HandstandPushups": 1}
-    said = capfd.readouterr().err
-    assert "3 of 5 actions name a class of ucf101_zsar" in said
-    assert "(4 of 7 rows), 0 name several; 1 of 3 classes have no description" in said
-    assert len([line for line in said.splitlines() if line.startswith("duplicates ")]) == 1
+    printed = capfd.readouterr().err
+    assert "3 of 5 actions match a class of ucf101_zsar" in printed
+    assert "(4 of 7 rows), 0 match several; 1 of 3 classes have no description" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("duplicates ")]) == 1
 
 
-def test_an_ambiguous_action_is_reported_and_left_out(tmp_path):
+def test_ambiguous_action_is_reported_and_left_out(tmp_path):
     data = tmp_path / "data"
     classes = ["pass (in game)", "pass (not in game)", "luge"]
     fake_benchmark.store(data, "kinetics_zsar", classes)
@@ -83,7 +83,7 @@ def test_an_ambiguous_action_is_reported_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", module.BENCHMARKS)
-def test_a_benchmark_that_was_not_built_is_one_line(tmp_path, name):
+def test_error_on_a_missing_benchmark_says_how_to_build_it(tmp_path, name):
     folder = corpus(tmp_path / "manual", [("luge", "Down an ice track on a sled.")])
     with pytest.raises(UserError, match=f"build it first with `.*build {name} ") as caught:
         build(tmp_path / "data", name, folder)
@@ -91,20 +91,20 @@ def test_a_benchmark_that_was_not_built_is_one_line(tmp_path, name):
     assert not list((tmp_path / "data").glob("actionhub/*/1.0.0"))
 
 
-def test_a_corpus_of_other_actions_is_one_line(tmp_path):
+def test_corpus_without_a_matching_action_raises(tmp_path):
     fake_benchmark.store(tmp_path / "data", "hmdb51_zsar", ["draw_sword"])
     folder = corpus(tmp_path / "manual", [("luge", "Down an ice track on a sled.")])
-    with pytest.raises(UserError, match=r"none of its 1 actions \('luge'\) names") as caught:
+    with pytest.raises(UserError, match=r"none of the 1 actions \('luge'\) matches") as caught:
         build(tmp_path / "data", "hmdb51_zsar", folder)
     assert "\n" not in str(caught.value)
 
 
-def test_steps_can_be_turned_off(tmp_path):
+def test_cleaning_steps_can_be_turned_off(tmp_path):
     rows = [("luge", "sled"), ("luge", "sled"), ("luge", "Ein Mann fährt mit dem Schlitten.")]
     folder = corpus(tmp_path / "manual", rows)
-    whole = build(tmp_path / "none", "manual", folder, cleaning="none")
-    assert whole.info.splits["train"].num_examples == 3
-    assert json.loads((whole.data_path / "cleaning.json").read_text()) == {"steps": {}}
+    uncleaned = build(tmp_path / "none", "manual", folder, cleaning="none")
+    assert uncleaned.info.splits["train"].num_examples == 3
+    assert json.loads((uncleaned.data_path / "cleaning.json").read_text()) == {"steps": {}}
     some = build(tmp_path / "some", "manual", folder, cleaning="-length,-language")
     assert some.info.splits["train"].num_examples == 2
     with pytest.raises(UserError, match=r"cleaning dropped every row .*'length': 2") as caught:
@@ -114,7 +114,7 @@ def test_steps_can_be_turned_off(tmp_path):
         build(tmp_path / "wrong", "manual", folder, cleaning="speling")
 
 
-def test_tested_videos_are_those_of_test_and_of_classes_held_out(tmp_path):
+def test_evaluation_videos_are_those_of_split_test_and_of_held_out_classes(tmp_path):
     splits = {"1": {"seen": ["a", "b"], "unseen": ["c"], "validation": ["d"]}}
     videos = {
         "train": [("train_a", "a"), ("train_c", "c"), ("train_d", "d")],

@@ -1,4 +1,4 @@
-"""Tests of the config `captions`: what files are, the join with classes, what is left out."""
+"""Tests of the config `captions`: file types, the join with classes, and captions left out."""
 
 import gzip
 import json
@@ -12,18 +12,18 @@ from tests.tfds_builders.actionhub import fake_benchmark
 from tfds_builders.actionhub import actionhub_dataset_builder as module
 from tfds_builders.actionhub import captions, readers
 
-FAKES = pathlib.Path(__file__).parent / "dummy_captions"
-FAKES_KEPT = 6
+DUMMY_CAPTIONS = pathlib.Path(__file__).parent / "dummy_captions"
+ROWS_KEPT = 6
 
 
 class CaptionsTest(tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = module.Builder
     BUILDER_CONFIG_NAMES_TO_TEST = ["captions"]  # noqa: RUF012
-    EXAMPLE_DIR = str(FAKES)
-    SPLITS = {"train": FAKES_KEPT}  # noqa: RUF012
+    EXAMPLE_DIR = str(DUMMY_CAPTIONS)
+    SPLITS = {"train": ROWS_KEPT}  # noqa: RUF012
 
 
-def build(tmp_path, folder=FAKES):
+def build(tmp_path, folder=DUMMY_CAPTIONS):
     builder = module.Builder(
         data_dir=tmp_path / "data", config="captions", file_format="array_record"
     )
@@ -33,7 +33,7 @@ def build(tmp_path, folder=FAKES):
     return builder, stored, json.loads((builder.data_path / "captions.json").read_text())
 
 
-def test_captions_are_joined_to_classes_and_those_of_evaluation_left_out(tmp_path, capfd):
+def test_captions_are_joined_to_classes_and_evaluation_videos_left_out(tmp_path, capfd):
     builder, stored, report = build(tmp_path)
     assert stored == [
         ("fake-a_0001", "Hula hoop"),
@@ -75,7 +75,7 @@ def test_captions_are_joined_to_classes_and_those_of_evaluation_left_out(tmp_pat
     assert (builder.data_path / "cleaning.json").is_file()
 
 
-def test_what_a_built_benchmark_tests_on_is_left_out(tmp_path):
+def test_videos_that_a_built_benchmark_evaluates_on_are_left_out(tmp_path):
     splits = {"1": {"seen": ["luge"], "unseen": ["skipping rope"]}}
     videos = {
         "train": [("fake-k_0001_000010_000020", "luge"), ("fake-k_0002", "skipping rope")],
@@ -102,7 +102,7 @@ def test_what_a_built_benchmark_tests_on_is_left_out(tmp_path):
         ("v_ApplyEyeMakeup_g01_c01", "v_ApplyEyeMakeup_g01_c01"),
     ],
 )
-def test_ids_of_youtube(name, video):
+def test_youtube_id_is_extracted_from_names(name, video):
     assert captions.youtube_id(name) == video
 
 
@@ -118,7 +118,7 @@ ANNOTATIONS = "label,youtube_id,time_start,time_end,split\nluge,fake-k_0001,1,2,
 
 
 @pytest.mark.parametrize("split", ["train", "Training "])
-def test_training_splits_are_used(tmp_path, split):
+def test_captions_of_training_splits_are_used(tmp_path, split):
     folder = folder_of(tmp_path, a_csv=CAPTIONS, b_csv=ANNOTATIONS.format(split))
     rows = [row for _, row in captions.Captions(folder).rows(readers.Tally())]
     assert rows == [readers.Row("luge", "A man slides down the ice.", "a.csv", "fake-k_0001")]
@@ -127,14 +127,14 @@ def test_training_splits_are_used(tmp_path, split):
 @pytest.mark.parametrize(
     "split", ["val", "validate", "validation", "Test", "testing", "holdout", "", "odd"]
 )
-def test_no_other_split_is_used_and_one_line_says_so(tmp_path, split):
+def test_captions_of_other_splits_only_raise(tmp_path, split):
     folder = folder_of(tmp_path, a_csv=CAPTIONS, b_csv=ANNOTATIONS.format(split))
-    with pytest.raises(UserError, match=r"none of its 1 captions .*annotated as") as e:
+    with pytest.raises(UserError, match=r"none of the 1 captions .*annotated as") as e:
         list(captions.Captions(folder).rows(readers.Tally()))
     assert "\n" not in str(e.value)
 
 
-def test_a_video_of_two_classes_gives_two_rows_and_of_two_spellings_one(tmp_path):
+def test_video_of_two_classes_gives_two_rows_ignoring_spelling_variants(tmp_path):
     more = "".join(f"{label},fake-k_0001,1,2,train\n" for label in ("Luges", "sledding"))
     folder = folder_of(tmp_path, a_csv=CAPTIONS, b_csv=ANNOTATIONS.format("train") + more)
     tally = readers.Tally()
@@ -143,7 +143,7 @@ def test_a_video_of_two_classes_gives_two_rows_and_of_two_spellings_one(tmp_path
     assert len({key for key, _ in rows}) == 2
 
 
-def test_gzipped_files_and_empty_captions(tmp_path):
+def test_gzipped_captions_are_read_and_empty_ones_skipped(tmp_path):
     folder = folder_of(tmp_path, b_csv=ANNOTATIONS.format("train"))
     text = json.dumps([{"videoID": "fake-k_0001_1_2", "enCap": ["", "A man slides."]}])
     (folder / "vatex.json.gz").write_bytes(gzip.compress(text.encode()))
@@ -163,19 +163,19 @@ def test_gzipped_files_and_empty_captions(tmp_path):
         ("x_json", '[{"videoID": "fake-k_0001_1_2"}]', "neither captions"),
         ("x_json", '["fake-k_0001"]', "neither captions"),
         ("x_json", "[{", "x.json:1: not JSON"),
-        ("x_json", '{"v_a": {"sentences": "no list"}}', "no list of texts sentences"),
-        ("x_json", '[{"videoID": "a", "enCap": ["b"]},\n3]', "x.json:2: .* no list of texts"),
-        ("x_json", '{"database": {"a": {"subset": "training"}}}', "video 'a' has no subset and"),
+        ("x_json", '{"v_a": {"sentences": "no list"}}', "no list of strings called sentences"),
+        ("x_json", '[{"videoID": "a", "enCap": ["b"]},\n3]', "x.json:2: .* no list of strings"),
+        ("x_json", '{"database": {"a": {"subset": "training"}}}', "video 'a' has no subset or"),
         ("x_csv", "", "found none"),
         ("x_csv", "id,name\na,b\n", "neither captions .*'id', 'name'"),
         ("x_csv", "id,caption,label\na,b,c\n", "neither captions"),
         ("x_csv", "label,youtube_id\na,b\n", "no column split"),
         ("x_csv", 'id,caption\na,"b\n', "x.csv:2: not excel"),
         ("x_tsv", "id\tcaption\na\n", "1 fields, but the header has 2"),
-        ("notes_txt", "anything", "can only be excluded_ids.txt"),
+        ("notes_txt", "anything", "only text file allowed here is excluded_ids.txt"),
     ],
 )
-def test_a_file_of_another_kind_is_one_line(tmp_path, name, text, words):
+def test_file_of_unknown_type_gives_a_one_line_error(tmp_path, name, text, words):
     folder = folder_of(tmp_path, a_csv=CAPTIONS, b_csv=ANNOTATIONS.format("train"))
     folder_of(tmp_path, **{name: text})
     with pytest.raises(UserError, match=words) as caught:
@@ -184,7 +184,7 @@ def test_a_file_of_another_kind_is_one_line(tmp_path, name, text, words):
 
 
 @pytest.mark.parametrize("kind", ["captions", "annotations"])
-def test_a_folder_without_one_of_the_two_is_one_line(tmp_path, kind):
+def test_folder_without_captions_or_annotations_raises(tmp_path, kind):
     text = ANNOTATIONS.format("train") if kind == "captions" else CAPTIONS
     with pytest.raises(UserError, match=f"no file of {kind} found") as caught:
         captions.Captions(folder_of(tmp_path, a_csv=text))

@@ -1,4 +1,4 @@
-"""Tests of the cleaning of descriptions: a planted violation for each step, and what holds for all."""
+"""Tests of the cleaning steps: examples for each step, and properties of all steps together."""
 
 import itertools
 import random
@@ -36,7 +36,7 @@ def clean(texts, steps=cleaning.STEPS, action="luge"):
         ("spaces", " two\n lines\tand\u00a0more ", "two lines and more"),
     ],
 )
-def test_a_planted_flaw_is_mended_and_counted(step, before, after):
+def test_step_corrects_a_text_and_counts_it(step, before, after):
     kept, report = clean([GOOD, before], [step])
     assert kept == [GOOD, after]
     assert report.steps == {step: {"in": 2, "changed": 1, "dropped": 0}}
@@ -56,7 +56,7 @@ def test_a_planted_flaw_is_mended_and_counted(step, before, after):
         ("length", "a b " + "slide" * 1000),
     ],
 )
-def test_a_planted_violation_is_dropped_and_counted(step, text):
+def test_step_drops_a_text_and_counts_it(step, text):
     kept, report = clean([GOOD, text], [step])
     assert kept == [GOOD]
     assert report.steps == {step: {"in": 2, "changed": 0, "dropped": 1}}
@@ -75,13 +75,13 @@ def test_a_planted_violation_is_dropped_and_counted(step, text):
         "A café owner's naïve jeté, 5 °C",
     ],
 )
-def test_short_and_odd_english_is_left_alone(text):
+def test_short_and_unusual_english_texts_are_unchanged(text):
     steps = [s for s in cleaning.STEPS if s != "length"]
     action = next((a for a in ("zumba", "capoeira", "situp") if a in text), "jump")
     assert clean([text], steps, action)[0] == [text]
 
 
-def test_duplicates_are_of_one_action_and_the_first_is_kept():
+def test_first_of_several_duplicates_of_one_action_is_kept():
     rows = [
         Row("luge", GOOD, "s", "first"),
         Row("luge", GOOD.upper() + "!", "s", "second"),
@@ -92,7 +92,7 @@ def test_duplicates_are_of_one_action_and_the_first_is_kept():
     assert report.steps["duplicates"] == {"in": 3, "changed": 0, "dropped": 1}
 
 
-def test_near_duplicates_are_found_and_others_are_not():
+def test_near_duplicates_are_dropped_and_similar_texts_kept():
     long = f"{GOOD} Snow flies up behind him at every turn."
     texts = [
         long,
@@ -107,7 +107,7 @@ def test_near_duplicates_are_found_and_others_are_not():
     assert report.steps["duplicates"]["dropped"] == 0
 
 
-def test_near_duplicates_agree_with_exact_similarity():
+def test_near_duplicates_agree_with_exact_jaccard_similarity():
     draw = random.Random(0)
     words = [f"{a}{b}{c}" for a, b, c in itertools.product("bdfk", "aeiou", ["st", "mp", "ll"])]
     texts: list[str] = []
@@ -121,27 +121,27 @@ def test_near_duplicates_agree_with_exact_similarity():
     pieces = {t: {t[i : i + 5] for i in range(len(t) - 4)} for t in texts}
     seen: list[str] = []
     wrong = dropped = 0
-    for one in dict.fromkeys(texts):
+    for candidate in dict.fromkeys(texts):
         best = max(
-            (len(pieces[one] & pieces[o]) / len(pieces[one] | pieces[o]) for o in seen),
+            (len(pieces[candidate] & pieces[o]) / len(pieces[candidate] | pieces[o]) for o in seen),
             default=0.0,
         )
-        dropped += one not in kept
-        # The sketch estimates: only what is clearly on one side of the limit is judged.
-        wrong += (one in kept and best > 0.95) or (one not in kept and best < 0.72)
-        seen += [one] * (one in kept)
+        dropped += candidate not in kept
+        # MinHash only estimates the similarity: texts near the threshold are not checked.
+        wrong += (candidate in kept and best > 0.95) or (candidate not in kept and best < 0.72)
+        seen += [candidate] * (candidate in kept)
     assert dropped > 20
     assert wrong == 0
 
 
-# Letters, marks and symbols that the steps care about, more often than chance would draw them.
-SPICE = [
+# Pieces of text that the steps act on, which random characters would rarely contain.
+RELEVANT_PIECES = [
     *("&amp;", "&am", "p;", "&lt;", "Ã©", "\u0301", "e", "“", "\x1b[31m", " ", "\n", "\u00a0", "."),
     *("🤸🏽‍♂️", "👏", "\ufe0f", "1️⃣", "http://a.bc", "://", "www", "x.com", "@", "/"),
     *("a man", "jumps", "Der Mann"),
 ]
 CHARS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
-TEXT = st.lists(st.one_of(st.sampled_from(SPICE), CHARS), max_size=8).map("".join)
+TEXT = st.lists(st.one_of(st.sampled_from(RELEVANT_PIECES), CHARS), max_size=8).map("".join)
 ROWS = st.lists(
     st.builds(Row, st.sampled_from(["luge", "ski jump"]), TEXT, st.just("s"), st.just("v")),
     max_size=8,
@@ -154,7 +154,7 @@ SUBSET = st.sets(st.sampled_from(cleaning.STEPS)).map(
 @settings(max_examples=150, deadline=None)
 @given(rows=ROWS, steps=SUBSET)
 @example([Row("luge", "&a👏mp;amp; http://a👏b", "s", "v")] * 2, list(cleaning.STEPS))
-def test_what_is_clean_stays_as_it_is_and_counts_add_up(rows, steps):
+def test_cleaning_is_idempotent_and_its_counts_add_up(rows, steps):
     kept, report = clean(rows, steps)
     assert clean(rows, steps)[0] == kept
     again, second = clean(kept, steps)
@@ -172,13 +172,13 @@ def test_what_is_clean_stays_as_it_is_and_counts_add_up(rows, steps):
 @pytest.mark.parametrize(
     "piece", ["a", "a.", "a-", "é", "a@", "http://", "&amp;", "👏", "a://", " x"]
 )
-def test_an_endless_row_takes_a_moment(piece):
+def test_very_long_row_is_cleaned_within_ten_seconds(piece):
     start = time.monotonic()
     clean([piece * ((1 << 18) // len(piece))], cleaning.STEPS)
     assert time.monotonic() - start < 10
 
 
-def test_parting_loses_nothing_and_keeps_to_its_folder(tmp_path, monkeypatch):
+def test_grouping_by_action_keeps_all_rows_and_removes_its_files(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning, "_PARTS", 3)
     rows = [
         (i, Row(f"action {i % 50}", f"this is number {i} of them", "s", "")) for i in range(500)
@@ -191,14 +191,14 @@ def test_parting_loses_nothing_and_keeps_to_its_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_cleaning_leaves_no_file(tmp_path):
+def test_interrupted_cleaning_removes_its_files(tmp_path):
     cleaned = cleaning.clean([(0, Row("luge", GOOD, "s", ""))], cleaning.Report(), tmp_path)
     next(cleaned)
     cleaned.close()  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_has_a_line_a_step():
+def test_table_has_one_line_per_step():
     _, report = clean([GOOD, GOOD])
     lines = report.table().splitlines()
     assert [line.split()[0] for line in lines] == ["cleaning", *cleaning.STEPS]
@@ -215,12 +215,12 @@ def test_the_table_has_a_line_a_step():
         ("all,-emoji,-urls", tuple(s for s in cleaning.STEPS if s not in ("emoji", "urls"))),
     ],
 )
-def test_steps_are_chosen_by_name(option, steps):
+def test_cleaning_option_selects_steps(option, steps):
     assert cleaning.chosen(option) == steps
 
 
 @pytest.mark.parametrize("option", ["", "speling", "-none", "none,urls", "urls,-emoji", "-"])
-def test_a_wrong_choice_is_one_line(option):
-    with pytest.raises(UserError, match="name steps to take") as caught:
+def test_invalid_cleaning_option_gives_a_one_line_error(option):
+    with pytest.raises(UserError, match="invalid; use all, none, steps to run") as caught:
         cleaning.chosen(option)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""For tests: stores a benchmark of given videos, as the video builders would."""
+"""Test helper that stores a benchmark in the format of the video builders."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,16 @@ def store(
     videos: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     config: str | None = None,
 ) -> None:
-    """Builds dataset `name` with `videos` `{TFDS split: [(id, class), ...]}`."""
+    """Builds a dataset without video content.
+
+    Args:
+      data_dir: folder for built datasets.
+      name: name of the dataset.
+      classes: class names.
+      class_splits: class splits of the metadata.
+      videos: id and class of each video, by TFDS split; one train video if None.
+      config: name of the configuration; the default one of the real builder if None.
+    """
     videos = videos or {"train": [("some_video", classes[0])]}
     attributes: dict[str, Any] = {
         "__module__": __name__,

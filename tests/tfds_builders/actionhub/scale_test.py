@@ -1,4 +1,4 @@
-"""Tests that benchmarks/actionhub_scale.py makes the corpus that it says it makes."""
+"""Tests of the corpus and the memory measurement of benchmarks/actionhub_scale.py."""
 
 import collections
 import gzip
@@ -9,7 +9,7 @@ from benchmarks import actionhub_scale as scale
 from tfds_builders.actionhub import readers
 
 
-def test_the_corpus_is_the_same_for_a_seed_and_follows_zipf():
+def test_corpus_is_reproducible_and_its_actions_follow_zipf():
     rows = list(scale.corpus(20_000, 0))
     assert list(itertools.islice(scale.corpus(500, 0), 500)) == rows[:500]
     assert list(scale.corpus(500, 1)) != rows[:500]
@@ -21,18 +21,18 @@ def test_the_corpus_is_the_same_for_a_seed_and_follows_zipf():
     assert 0.8 * scale.ACTIONS < len(counts) <= scale.ACTIONS
 
 
-def test_the_written_corpus_is_one_that_the_builder_reads(tmp_path):
+def test_written_corpus_is_readable_and_not_overwritten(tmp_path):
     path = tmp_path / "corpus.jsonl.gz"
     scale.write(path, 300, 0)
     tally = readers.Tally()
     assert len(list(readers.read(tmp_path, tally))) == 300
     with gzip.open(path, "wt") as file:
         file.write("kept")
-    scale.write(path, 300, 0)  # what is there is not written again
+    scale.write(path, 300, 0)  # an existing file is kept
     assert gzip.decompress(path.read_bytes()) == b"kept"
 
 
-def test_memory_is_that_of_the_process_and_its_children():
+def test_measured_memory_includes_child_processes():
     child = "x = bytearray(60 << 20); import time; time.sleep(1.5)"
     parent = (
         f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); sys.exit(3)"

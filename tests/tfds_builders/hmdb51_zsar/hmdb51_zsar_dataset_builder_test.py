@@ -1,4 +1,4 @@
-"""HMDB51's protocols, and the builder on generated videos."""
+"""Tests of hmdb51_zsar: its class splits, its official lists, and builds of generated videos."""
 
 import pathlib
 import tempfile
@@ -16,7 +16,10 @@ CLASSES = ("brush_hair", "catch", "sword_exercise", "wave")
 
 
 def fake_lists(folder: pathlib.Path, classes=CLASSES) -> list[str]:
-    """Official lists: a class has two videos to train on, one to test, one that is neither."""
+    """Writes official lists; in each split a class has two train videos, one test video, one other.
+
+    Returns the paths of the videos.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for label in classes:
@@ -42,7 +45,7 @@ class Hmdb51ZsarTest(tfds.testing.DatasetBuilderTestCase):
         super().setUpClass()
 
 
-def test_official_tests_are_kept_for_each_split(tmp_path):
+def test_official_test_flags_and_class_splits_are_stored_for_each_split(tmp_path):
     from coco_jax.data import dataset as datasets
     from tfds_builders.build import build
 
@@ -52,7 +55,7 @@ def test_official_tests_are_kept_for_each_split(tmp_path):
     assert dataset.classes == ("brush hair", "catch", "sword exercise", "wave")
     assert dataset.records.official is not None
     official = dict(zip(dataset.records.video_ids, dataset.records.official.tolist(), strict=True))
-    # Video 2 is tested in split 1, video 1 in split 2, video 0 in split 3.
+    # Video 2 is a test video of split 1, video 1 of split 2, video 0 of split 3.
     for video_id, tested in official.items():
         number = int(video_id.rpartition("_")[2])
         assert tested == [number == 2, number == 1, number == 0]
@@ -62,7 +65,7 @@ def test_official_tests_are_kept_for_each_split(tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real class list: {REAL} is absent")
-def test_the_real_classes():
+def test_class_splits_of_the_real_classes_have_the_published_sizes():
     labels = (REAL / "label_map.txt").read_text().split()
     names = [hmdb51.readable(label) for label in labels]
     assert len(names) == 51 and names == sorted(names)
@@ -72,8 +75,8 @@ def test_the_real_classes():
     assert [len(cross[n]["unseen"]) for n in ("1", "2", "3", "half1")] == [51, 51, 51, 25]
 
 
-def test_broken_and_absent_lists_are_named(tmp_path):
-    with pytest.raises(UserError, match="no official lists"):
+def test_error_on_missing_or_invalid_lists_names_the_place(tmp_path):
+    with pytest.raises(UserError, match="no official lists found"):
         hmdb51.read_lists(tmp_path)
     (tmp_path / "wave_test_split1.txt").write_text("a.avi seven\n")
     with pytest.raises(UserError, match=r"wave_test_split1.txt:1: 'a.avi seven' is not FILE.avi"):

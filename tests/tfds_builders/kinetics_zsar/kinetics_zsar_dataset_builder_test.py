@@ -1,4 +1,4 @@
-"""Kinetics-ZSAR's class sets against the files that define them, and the builder on generated videos."""
+"""Tests of kinetics_zsar: its class splits against the published files, builds of generated videos."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def youtube_id(n: int) -> str:
 
 
 def fake_annotations(folder: pathlib.Path) -> None:
-    """Class lists of the protocol's form: three seen classes, three new ones."""
+    """Writes class lists in the form of the protocol, with three seen and three new classes."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [{"word": name, "defn": name} for name in SEEN + NEW]
     (folder / "classes620_label_defn.json").write_text(json.dumps(names))
@@ -44,16 +44,19 @@ def table(path: pathlib.Path, rows: list[tuple[str, str]]) -> None:
 
 
 def fake_videos(folder: pathlib.Path) -> None:
-    """Class folders of Kinetics-400, a tar of Kinetics-600, CSVs; one test video also in train."""
+    """Writes class folders for Kinetics-400, archives for Kinetics-600, and annotation CSVs.
+
+    One video is both a train video of Kinetics-400 and a test video.
+    """
     train = [(name, youtube_id(n)) for n, name in enumerate(SEEN * 2)]
-    train.append((SEEN[0], youtube_id(20)))  # tested under a new class: must not be trained on
+    train.append((SEEN[0], youtube_id(20)))  # also a test video, of a new class
     table(folder / "k400" / "train.csv", train)
     testing.write(
         folder / "k400" / "train",
         [f"{name.replace(' ', '_')}/{v}_000001_000011.mp4" for name, v in train],
     )
     test = [(name, youtube_id(20 + n)) for n, name in enumerate(NEW * 2)]
-    # Renamed in Kinetics-600, seen all the same.
+    # Seen classes; the first has another name in Kinetics-600.
     test += [("person collecting garbage", youtube_id(40)), ("archery", youtube_id(41))]
     table(folder / "k600" / "val.csv", test[:4])
     table(folder / "k600" / "annotations" / "test.csv", test[4:])
@@ -92,7 +95,7 @@ class KineticsZsarTest(tfds.testing.DatasetBuilderTestCase):
 
 
 @real
-def test_the_real_class_sets():
+def test_real_class_splits_match_the_published_sizes_and_lists():
     names = ("classes620_label_defn.json", "tst_class_idxs.json", "val_class_idxs.json")
     classes, splits = kinetics.read_splits(*(REAL / name for name in names))
     k400, k600 = ((REAL / f"label_map_k{n}.txt").read_text().splitlines() for n in (400, 600))
@@ -110,36 +113,34 @@ def test_the_real_class_sets():
 
 
 @real
-def test_the_twelve_renamed_classes_are_all_of_them():
-    """Kinetics-600's names that are neither Kinetics-400's nor new are just the table's."""
+def test_renamed_classes_are_the_names_of_kinetics_600_that_are_neither_old_nor_new():
     k400, k600 = (set((REAL / f"label_map_k{n}.txt").read_text().splitlines()) for n in (400, 600))
     words = json.loads((REAL / "classes620_label_defn.json").read_text())
-    new = {one["word"] for one in words[400:]}
+    new = {entry["word"] for entry in words[400:]}
     assert set(kinetics.RENAMED) == k600 - k400 - new and len(kinetics.RENAMED) == 12
     assert set(kinetics.RENAMED.values()) <= k400 - k600
     assert len(set(kinetics.RENAMED.values())) == 12
 
 
 @real
-def test_the_real_test_videos_are_read_by_id():
-    """A peer's list of the videos: every name gives a YouTube id, and labels agree with the classes."""
+def test_every_real_file_name_has_a_distinct_youtube_id():
     lines = (REAL / "tst_video_metas.head.jsonl").read_text().splitlines()
     names = [json.loads(line)["videoname"] for line in lines]
     ids = [kinetics.id_of(name) for name in names]
-    assert all(len(one) == 11 for one in ids) and len(set(ids)) == len(names) == 2000
+    assert all(len(video_id) == 11 for video_id in ids) and len(set(ids)) == len(names) == 2000
 
 
 @pytest.fixture
 def placed(tmp_path, monkeypatch):
     monkeypatch.setattr(kinetics, "SEEN", len(SEEN))
-    # The fakes are not the files whose checksums are known.
+    # The generated lists do not have the checksums of the real ones.
     monkeypatch.setattr(kinetics.Builder, "url_infos", {})
     fake_videos(tmp_path / "placed")
     fake_annotations(tmp_path / "placed" / "annotations")
     return tmp_path
 
 
-def test_no_video_is_trained_on_that_is_tested(placed):
+def test_test_videos_are_left_out_of_the_train_split(placed):
     folder = build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     dataset = datasets.load("kinetics_zsar/video", str(placed / "data"))
     records = dataset.records
@@ -155,7 +156,7 @@ def test_no_video_is_trained_on_that_is_tested(placed):
     assert dataset.classes[label[youtube_id(40)]] == "garbage collecting"
 
 
-def test_class_folders_do_without_csvs(placed):
+def test_without_csvs_classes_are_read_from_folder_names(placed):
     for path in (placed / "placed").rglob("*.csv"):
         path.unlink()
     for part in ("val", "test"):
@@ -163,7 +164,7 @@ def test_class_folders_do_without_csvs(placed):
             path.unlink()
     testing.write(placed / "placed" / "k600" / "val", [
         f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
-        f"Acting in Play/{youtube_id(0)}.mp4",  # also a training video's id
+        f"Acting in Play/{youtube_id(0)}.mp4",  # has the id of a train video
     ])  # fmt: skip
     build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     records = datasets.load("kinetics_zsar/video", str(placed / "data")).records
@@ -174,29 +175,29 @@ def test_class_folders_do_without_csvs(placed):
     ]  # fmt: skip
 
 
-def test_a_renamed_class_is_never_unseen(tmp_path, monkeypatch):
+def test_renamed_class_among_the_unseen_classes_raises(tmp_path, monkeypatch):
     fake_annotations(tmp_path)
     monkeypatch.setattr(kinetics, "SEEN", 3)
     names = json.loads((tmp_path / "classes620_label_defn.json").read_text())
     names[3]["word"] = "tying necktie"
     (tmp_path / "classes620_label_defn.json").write_text(json.dumps(names))
     paths = {which: tmp_path / url.rpartition("/")[2] for which, url in kinetics.LISTS.items()}
-    with pytest.raises(UserError, match="tying necktie are renamed classes"):
+    with pytest.raises(UserError, match="unseen classes tying necktie are renamed classes"):
         kinetics.read_splits(**paths)
 
 
-def test_nothing_there_says_what_to_fetch(placed):
+def test_missing_test_videos_raise_and_leave_no_incomplete_build(placed):
     import shutil
 
     shutil.rmtree(placed / "placed" / "k600" / "test")
     shutil.rmtree(placed / "placed" / "k600" / "val")
-    with pytest.raises(UserError, match=r"no video of 'test' was found"):
+    with pytest.raises(UserError, match=r"no video of split 'test' was found"):
         build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     assert not list((placed / "data").rglob("incomplete*"))
 
 
-def test_validation_is_on_the_split_s_own_classes(placed):
-    """Its unseen classes then appear nowhere, and all seen ones are trained on."""
+def test_validation_protocol_uses_the_validation_classes_as_unseen(placed):
+    """The seen classes are the same in both protocols."""
     from coco_jax.config import default
     from coco_jax.data.splits import make_plan
 
@@ -213,5 +214,5 @@ def test_validation_is_on_the_split_s_own_classes(placed):
         dataset.classes[label] for label in dataset.records.labels[plans["validation"].test_unseen]
     }
     assert tested == {"cosplaying"}
-    # Generalised: Kinetics-600's videos of seen classes.
+    # Test videos of seen classes, for generalised zero-shot recognition.
     assert len(plans["test"].test_seen) == 2

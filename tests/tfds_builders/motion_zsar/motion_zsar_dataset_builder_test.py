@@ -1,4 +1,4 @@
-"""The benchmark is what its README says: complete, reproducible, and only words can transfer."""
+"""Tests of motion_zsar: its actions, class splits, descriptions, rendering and stored dataset."""
 
 import collections
 import hashlib
@@ -17,13 +17,13 @@ CORPUS = list(language.corpus())
 
 
 def test_actions_are_distinct_combinations():
-    everything = language.ACTIONS + language.AUXILIARY
+    actions = language.ACTIONS + language.AUXILIARY
     assert (len(language.ACTIONS), len(language.AUXILIARY)) == (32, 8)
-    assert len({a.name for a in everything}) == 40
-    assert len({(a.path, a.manner) for a in everything}) == 40
+    assert len({a.name for a in actions}) == 40
+    assert len({(a.path, a.manner) for a in actions}) == 40
 
 
-def test_every_primitive_of_an_unseen_action_is_seen_in_two_others():
+def test_path_and_manner_of_unseen_actions_occur_in_two_seen_actions():
     splits = language.class_splits()
     assert sorted(splits) == ["1", "2", "3"]
     for split in splits.values():
@@ -34,20 +34,20 @@ def test_every_primitive_of_an_unseen_action_is_seen_in_two_others():
         assert all(paths[a.path] >= 2 and manners[a.manner] >= 2 for a in unseen)
 
 
-def test_the_corpus_describes_every_action_and_never_names_it():
+def test_corpus_describes_every_action_without_its_name():
     counts = collections.Counter(row["action"] for row in CORPUS)
     assert set(counts.values()) == {language.DESCRIPTIONS_PER_ACTION} and len(counts) == 40
     for row in CORPUS:
         words = set(row["description"].replace(",", " ").replace(":", " ").split())
         assert row["action"].split()[0] not in words
     assert list(language.corpus()) == CORPUS
-    named = [row for row in CORPUS if row["video_id"]]
-    assert 0.1 < len(named) / len(CORPUS) < 0.25
-    assert all(row["video_id"].startswith(row["action"].replace(" ", "_")) for row in named)
+    with_id = [row for row in CORPUS if row["video_id"]]
+    assert 0.1 < len(with_id) / len(CORPUS) < 0.25
+    assert all(row["video_id"].startswith(row["action"].replace(" ", "_")) for row in with_id)
 
 
-def test_descriptions_tell_actions_apart():
-    """A reader who knows the words, and nothing else, names the action; the benchmark can be solved."""
+def test_phrases_in_the_descriptions_identify_path_and_manner():
+    """The most frequent path and manner phrases are those of the action: the task can be solved."""
 
     def primitive(text, table):
         return next((name for name, phrases in table.items() for p in phrases if p in text), None)
@@ -71,7 +71,7 @@ def test_descriptions_tell_actions_apart():
     assert 0.08 < vague < 0.16
 
 
-def test_clips_are_the_same_bytes_every_time():
+def test_encoded_clips_are_reproducible_in_another_process():
     code = (
         "import hashlib\n"
         "from coco_jax.data import video as videos\n"
@@ -89,14 +89,13 @@ def test_clips_are_the_same_bytes_every_time():
 
 @pytest.mark.parametrize("path", language.PATHS)
 @pytest.mark.parametrize("manner", language.MANNERS)
-def test_every_combination_can_be_drawn_and_moves(path, manner):
+def test_every_combination_is_rendered_and_moves(path, manner):
     clip = render.clip(language.Action("test", path, manner), 0)
     assert clip.dtype == np.uint8 and clip.shape[1:] == (64, 64, 3) and 18 <= len(clip) <= 30
     assert np.abs(np.diff(clip.astype(int), axis=0)).max() > 40
 
 
-def test_growth_and_blinking_show_in_the_pictures():
-    """What a manner says is there to be seen: how much of a frame is light, over time."""
+def test_light_area_follows_the_manners_grow_shrink_and_blink():
 
     def light(manner, index):
         clip = render.clip(language.Action("test", "circle", manner), index)
@@ -108,7 +107,7 @@ def test_growth_and_blinking_show_in_the_pictures():
     assert all(light("blink", i).min() < 0.3 * light("blink", i).max() for i in range(6))
 
 
-def test_the_built_dataset_holds_what_was_rendered(data_dir):
+def test_built_dataset_contains_the_rendered_clips(data_dir):
     dataset = datasets.load("motion_zsar", data_dir)
     records = dataset.records
     assert dataset.classes == tuple(a.name for a in language.ACTIONS)

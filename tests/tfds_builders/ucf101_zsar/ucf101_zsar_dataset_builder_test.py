@@ -1,4 +1,4 @@
-"""UCF101's protocols against its official lists, and the builder on generated videos."""
+"""Tests of ucf101_zsar: its class splits, its official lists, and builds of generated videos."""
 
 import pathlib
 import tempfile
@@ -16,11 +16,14 @@ CLASSES = ("ApplyEyeMakeup", "Hammering", "HammerThrow", "HandstandPushups")
 
 
 def fake_lists(folder: pathlib.Path, classes=CLASSES, each: int = 2) -> list[str]:
-    """Official lists of `each` train and one test video a class; returns the videos' names."""
+    """Writes official lists with `each` train videos and one test video per class.
+
+    testlist02 has every other video of testlist01. Returns the paths of the videos.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     train, test = [], []
     for number, name in enumerate(classes, 1):
-        file = name.replace("HandstandPushups", "HandStandPushups")  # as in the real lists
+        file = name.replace("HandstandPushups", "HandStandPushups")  # spelled as in the real lists
         train += [f"{name}/v_{file}_g08_c{n:02d}.avi {number}" for n in range(1, each + 1)]
         test.append(f"{name}/v_{file}_g01_c01.avi")
     for n in (1, 2, 3):
@@ -39,12 +42,12 @@ class Ucf101ZsarTest(tfds.testing.DatasetBuilderTestCase):
         cls.EXAMPLE_DIR = tempfile.mkdtemp()
         folder = pathlib.Path(cls.EXAMPLE_DIR)
         names = fake_lists(folder / "ucfTrainTestlist")
-        # As in the archive, whose spelling of HandstandPushups differs from the lists'.
+        # Spelled as in the real archive, which differs from the lists in HandstandPushups.
         testing.write(folder / "UCF-101", [n.replace("v_HandStand", "v_Handstand") for n in names])
         super().setUpClass()
 
 
-def test_the_zip_and_the_zipped_lists_are_read(tmp_path):
+def test_zipped_videos_and_lists_are_read_and_checksum_of_lists_is_verified(tmp_path):
     names = fake_lists(tmp_path / "lists")
     testing.write(tmp_path / "videos" / "UCF101", [n.rpartition("/")[2] for n in names])
     place = tmp_path / "placed"
@@ -56,7 +59,7 @@ def test_the_zip_and_the_zipped_lists_are_read(tmp_path):
     (place / "lists.zip").rename(place / "UCF101TrainTestSplits-RecognitionTask.zip")
     from tfds_builders.build import build
 
-    with pytest.raises(UserError, match=r"not the file that the protocol is defined by"):
+    with pytest.raises(UserError, match=r"RecognitionTask\.zip: SHA-256 differs"):
         build("ucf101_zsar/intra", str(tmp_path / "data"), str(place))
     (place / "UCF101TrainTestSplits-RecognitionTask.zip").unlink()
     fake_lists(place / "ucfTrainTestlist")
@@ -65,7 +68,7 @@ def test_the_zip_and_the_zipped_lists_are_read(tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no official lists: {REAL} is absent")
-def test_the_official_lists():
+def test_official_lists_have_the_published_counts_and_class_order():
     lists = ucf101.read_lists({p.stem: p.read_text() for p in REAL.glob("*list01.txt")})
     assert {name: len(rows) for name, rows in lists.items()} == {
         "trainlist01": 9537,
@@ -74,7 +77,7 @@ def test_the_official_lists():
     assert not set(lists["trainlist01"]) & set(lists["testlist01"])
     labels = ucf101.class_names(lists["trainlist01"])
     assert labels == (REAL / "label_map.txt").read_text().split()
-    # The numbers in the train list are places in that order.
+    # The class numbers in the train list follow this order.
     numbers = {
         line.split("/")[0]: int(line.split()[1])
         for line in (REAL / "trainlist01.txt").read_text().splitlines()
@@ -83,7 +86,7 @@ def test_the_official_lists():
 
 
 @pytest.mark.parametrize(("classes", "seen", "name"), [(101, 51, "ucf101"), (51, 26, "hmdb51")])
-def test_halves_partition_the_classes_and_differ(classes, seen, name):
+def test_random_class_splits_partition_the_classes_and_differ(classes, seen, name):
     from tfds_builders.common.builder import halves
 
     names = [f"class {n}" for n in range(classes)]
@@ -95,11 +98,12 @@ def test_halves_partition_the_classes_and_differ(classes, seen, name):
         )
     assert len({tuple(split["seen"]) for split in trials.values()}) == 50
     counts = [sum(c in split["seen"] for split in trials.values()) for c in names]
-    assert min(counts) > 10 and max(counts) < 40  # no class is always seen, none never
-    assert halves(name, names, 3) == {n: trials[n] for n in "123"}  # more trials change none
+    assert min(counts) > 10 and max(counts) < 40  # each class is seen in some trials only
+    # A split does not depend on the number of trials.
+    assert halves(name, names, 3) == {n: trials[n] for n in "123"}
 
 
-def test_a_broken_list_is_named():
+def test_error_on_an_invalid_list_names_the_file_and_line():
     with pytest.raises(UserError, match=r"trainlist01.txt:1: 'hello' is not Class/"):
         ucf101.read_lists({"trainlist01": "hello"})
     with pytest.raises(UserError, match="missing"):

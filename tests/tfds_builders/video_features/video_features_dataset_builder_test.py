@@ -1,4 +1,4 @@
-"""Stored features of every form, and CoCo trained on them."""
+"""Tests of video_features: every file format, invalid features, and training on a built dataset."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ WIDTH = 12
 
 
 def table(folder: pathlib.Path, classes: int = 6, each: int = 6) -> list[str]:
-    """videos.csv, the last two of a class tested; returns the ids."""
+    """Writes videos.csv, in which the last two videos of each class are test; returns the ids."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, ids = ["video_id,label,split"], []
     for c in range(classes):
@@ -46,7 +46,7 @@ class VideoFeaturesTest(tfds.testing.DatasetBuilderTestCase):
 
 
 @pytest.mark.parametrize("form", ["npz", "npz by id", "npy", "npy each", "h5", "h5 by id"])
-def test_every_form_gives_the_same_vectors(tmp_path, form):
+def test_every_file_format_gives_the_same_vectors(tmp_path, form):
     place = tmp_path / "placed"
     ids = table(place)
     wanted = dict(zip(ids, vectors(ids).astype(np.float32), strict=True))
@@ -58,7 +58,7 @@ def test_every_form_gives_the_same_vectors(tmp_path, form):
         case "npy":
             np.save(place / "f.npy", vectors(ids))
             (place / "f.ids.txt").write_text("\n".join(ids))
-        case "npy each":  # a row for each of some frames: their mean
+        case "npy each":  # one row per frame; the builder takes the mean
             (place / "features").mkdir()
             for name, vector in wanted.items():
                 np.save(place / "features" / f"{name}.npy", np.stack([vector - 1, vector + 1]))
@@ -76,16 +76,20 @@ def test_every_form_gives_the_same_vectors(tmp_path, form):
         np.testing.assert_allclose(record["features"], wanted[record["video_id"]], atol=1e-6)
 
 
-def test_flawed_features_are_left_out_and_pickles_refused(tmp_path):
+def test_invalid_features_are_reported_and_pickles_raise(tmp_path, capsys):
     place = tmp_path / "placed"
     ids = table(place)
     x = vectors(ids)
     x[3, 2] = np.nan
     np.savez(place / "f.npz", features=x[:-1], ids=np.array(ids[:-1]))
+    (place / "notes.md").write_text("not features")
     folder = build("video_features", str(tmp_path / "data"), str(place), max_broken=0.1)
     report = json.loads((folder / "report.json").read_text())
     assert [b["video"] for b in report["train"]["broken"]] == [ids[3]]
     assert report["test"]["missing"] == 1
+    assert report["train"]["skipped"] == {"count": 1, "files": ["notes.md"]}
+    printed = capsys.readouterr().err
+    assert "notes.md" in printed and f"{ids[3]}: has NaN or infinite values" in printed
     (place / "f.npz").unlink()
     np.save(place / "f.npy", np.array([{"a": 1}], object), allow_pickle=True)
     (place / "f.ids.txt").write_text(ids[0])

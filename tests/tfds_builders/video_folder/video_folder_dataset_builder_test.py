@@ -1,4 +1,4 @@
-"""Anybody's videos: folders, tables, class splits, and what is said of mistakes in them."""
+"""Tests of video_folder: action folders, videos.csv, class splits, and errors in them."""
 
 import json
 import pathlib
@@ -8,8 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from coco_jax.errors import UserError
-from tfds_builders.common import testing
-from tfds_builders.common import user_lists as own
+from tfds_builders.common import testing, user_lists
 from tfds_builders.video_folder import video_folder_dataset_builder as video_folder
 
 
@@ -28,7 +27,7 @@ class VideoFolderTest(tfds.testing.DatasetBuilderTestCase):
         super().setUpClass()
 
 
-def test_folders_name_actions_and_splits(tmp_path):
+def test_actions_and_splits_are_read_from_folder_names(tmp_path):
     for name in (
         "a_b/1.mp4",
         "a_b/deep/er/2.MOV",
@@ -46,7 +45,7 @@ def test_folders_name_actions_and_splits(tmp_path):
     assert rows["train/c/3.mkv"].split == "train" and rows["test/c/4.webm"].split == "test"
 
 
-def test_actions_on_another_disk_are_found(tmp_path):
+def test_videos_behind_a_linked_folder_are_found(tmp_path):
     testing.write(tmp_path / "disk", [f"{n}.mp4" for n in range(3)])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "hop").symlink_to(tmp_path / "disk")
@@ -62,10 +61,10 @@ def test_actions_on_another_disk_are_found(tmp_path):
     assert sum(part["stored"] for part in report.values()) == 4
 
 
-def test_a_table_names_actions(tmp_path):
+def test_actions_and_splits_are_read_from_videos_csv(tmp_path):
     (tmp_path / "videos.csv").write_text("label,path,split\nhop,x/1.mp4,test\nrun,2.mp4,\n")
     rows = video_folder.find(tmp_path)
-    assert rows["x/1.mp4"] == own.Row("x/1.mp4", "hop", "test")
+    assert rows["x/1.mp4"] == user_lists.Row("x/1.mp4", "hop", "test")
     assert rows["2.mp4"].label == "run" and rows["2.mp4"].split in ("train", "test")
 
 
@@ -75,29 +74,29 @@ def test_a_table_names_actions(tmp_path):
         ("path\na.mp4\n", "no column label"),
         ("path,label\na.mp4,\n", r"videos.csv:2: path or label is empty"),
         ("path,label,split\na.mp4,x,dev\n", "'dev' is neither train nor test"),
-        ("path,label\na.mp4,x\na.mp4,y\n", r"videos.csv:3: 'a.mp4' is named twice"),
-        ("path,label\n", "names no video"),
-        ("path,label\n../a.mp4,x\n", "lies outside"),
-        ("path,label\na.txt,x\n", "is no video by its name"),
+        ("path,label\na.mp4,x\na.mp4,y\n", r"videos.csv:3: 'a.mp4' is listed twice"),
+        ("path,label\n", "lists no videos"),
+        ("path,label\n../a.mp4,x\n", "is outside"),
+        ("path,label\na.txt,x\n", "does not have the extension of a video"),
     ],
 )
-def test_mistakes_in_a_table_are_named(tmp_path, text, message):
+def test_error_in_videos_csv_is_reported_with_its_place(tmp_path, text, message):
     (tmp_path / "videos.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         video_folder.find(tmp_path)
 
 
-def test_class_splits_of_every_kind(tmp_path):
+def test_class_splits_are_random_or_from_unseen_txt_or_splits_json(tmp_path):
     classes = ["a", "b", "c", "d", "e"]
-    drawn = own.class_splits(tmp_path, classes, "mine")
+    drawn = user_lists.class_splits(tmp_path, classes, "mine")
     assert list(drawn) == ["1", "2", "3"] and all(len(s["seen"]) == 3 for s in drawn.values())
     (tmp_path / "unseen.txt").write_text("b\n\nd\n")
-    assert own.class_splits(tmp_path, classes, "mine") == {
+    assert user_lists.class_splits(tmp_path, classes, "mine") == {
         "1": {"seen": ["a", "c", "e"], "unseen": ["b", "d"]}
     }
     mine = {"x": {"seen": ["a"], "unseen": ["b"], "validation": ["c"]}}
     (tmp_path / "splits.json").write_text(json.dumps(mine))
-    assert own.class_splits(tmp_path, classes, "mine") == mine
+    assert user_lists.class_splits(tmp_path, classes, "mine") == mine
 
 
 @pytest.mark.parametrize(
@@ -105,19 +104,19 @@ def test_class_splits_of_every_kind(tmp_path):
     [
         ({"1": {"seen": ["a"]}}, "seen or unseen is missing"),
         ({}, "seen or unseen is missing"),
-        ([1], "it holds"),
+        ([1], "write "),
         ({"1": {"seen": ["a"], "unseen": ["zebra"]}}, "unseen class 'zebra' has no video"),
         ({"1": {"seen": ["a"], "unseen": ["a"]}}, "no class twice"),
-        ({"1": {"seen": [], "unseen": ["a"]}}, "must both name classes"),
+        ({"1": {"seen": [], "unseen": ["a"]}}, "seen or unseen is empty"),
     ],
 )
-def test_mistakes_in_splits_are_named(tmp_path, splits, message):
+def test_error_in_splits_json_is_reported(tmp_path, splits, message):
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     with pytest.raises(UserError, match=message):
-        own.class_splits(tmp_path, ["a", "b"], "mine")
+        user_lists.class_splits(tmp_path, ["a", "b"], "mine")
 
 
-def test_the_drawn_split_is_the_video_s_own():
-    drawn = [own.drawn(f"{n}.mp4") for n in range(2000)]
-    assert drawn == [own.drawn(f"{n}.mp4") for n in range(2000)]
+def test_drawn_split_is_reproducible_and_a_fifth_is_test():
+    drawn = [user_lists.drawn(f"{n}.mp4") for n in range(2000)]
+    assert drawn == [user_lists.drawn(f"{n}.mp4") for n in range(2000)]
     assert 0.17 < drawn.count("test") / 2000 < 0.23
