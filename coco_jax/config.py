@@ -206,7 +206,7 @@ def default() -> ConfigDict:
     c.cycle.heads = 1
     c.cycle.tau_r = 0.1  # temperature of the cycle's attention
     c.cycle.learned_attention = True
-    # Features that get no gradient from the cycle loss: any of seen (as keys and values), unseen, target.
+    # Features that get no gradient from the cycle loss: any of seen (keys and values), unseen, target.
     c.cycle.stop_gradient = ()
 
     c.optimizer = ConfigDict()

@@ -65,7 +65,7 @@ def shard_params(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence[str 
     """
     compiled = [(re.compile(rf"(.*/)?{expression}"), axes) for expression, axes in rules]
 
-    def one(path, leaf) -> NamedSharding:
+    def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         name = path_of(path)
         for expression, axes in compiled:
             if expression.fullmatch(name) and len(axes) == leaf.ndim:
@@ -74,4 +74,4 @@ def shard_params(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence[str 
                 return NamedSharding(mesh, P(*fits))
         return NamedSharding(mesh, P())
 
-    return jax.tree.map_with_path(one, tree)
+    return jax.tree.map_with_path(sharding_of, tree)

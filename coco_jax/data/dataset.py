@@ -79,7 +79,7 @@ class Dataset:
         return [self.words.get(name, name) for name in names]
 
 
-def open_builder(name: str, data_dir: str):
+def open_builder(name: str, data_dir: str) -> Any:
     """The TFDS builder of a dataset that was built before, `name` or `name/config`.
 
     Raises:
@@ -138,11 +138,13 @@ def load(name: str, data_dir: str) -> Dataset:
             f"dataset {name!r} in {data_dir} has no {error}: build it again with a builder of "
             "this version"
         ) from error
-    held = [split for split in TFDS_SPLITS if split in builder.info.splits]
-    sources = tuple(builder.as_data_source(split) for split in held)
+    tfds_splits = [split for split in TFDS_SPLITS if split in builder.info.splits]
+    sources = tuple(builder.as_data_source(split) for split in tfds_splits)
     index = _read_index(builder, sources) or write_index(builder)
     splits = tuple(
-        split for split, source in zip(held, sources, strict=True) for _ in range(len(source))
+        split
+        for split, source in zip(tfds_splits, sources, strict=True)
+        for _ in range(len(source))
     )
     records = Records(
         sources,
@@ -154,17 +156,17 @@ def load(name: str, data_dir: str) -> Dataset:
     return Dataset(name, classes, class_splits, records)
 
 
-def write_index(builder) -> dict[str, np.ndarray]:
+def write_index(builder: Any) -> dict[str, np.ndarray]:
     """Reads every record once and keeps labels and ids beside the data, where that can be written.
 
     `tfds_builders.build` does this; datasets built otherwise are indexed when first opened.
     """
-    held = [split for split in TFDS_SPLITS if split in builder.info.splits]
+    splits = [split for split in TFDS_SPLITS if split in builder.info.splits]
     labels, ids, official = [], [], []
-    total = sum(builder.info.splits[split].num_examples for split in held)
+    total = sum(builder.info.splits[split].num_examples for split in splits)
     if total > 20_000:
         print(f"{builder.info.full_name}: indexing {total:,} records, once", file=sys.stderr)
-    for split in held:
+    for split in splits:
         for record in builder.as_data_source(split):
             labels.append(int(record["label"]))
             ids.append(record["video_id"].decode())
@@ -182,7 +184,7 @@ def write_index(builder) -> dict[str, np.ndarray]:
     return index
 
 
-def _read_index(builder, sources) -> dict[str, np.ndarray] | None:
+def _read_index(builder: Any, sources: Sequence[Sequence[Any]]) -> dict[str, np.ndarray] | None:
     """The stored index; None where there is none that fits the data."""
     try:
         path = pathlib.Path(builder.data_dir) / INDEX

@@ -1,4 +1,4 @@
-"""What must be fetched by hand before a dataset can be built. Read by errors here and by the builders."""
+"""What must be downloaded by hand before a dataset can be built; errors and builders read it."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,7 @@
 """The data of a run: videos of its class split, and the texts of every class as token ids."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,7 +16,9 @@ from coco_jax.data.tokenizers import Tokenizer, cached_tokenizer, published_toke
 from coco_jax.errors import UserError
 
 
-def label_ids(tokenizer: Tokenizer, names, templates) -> Int[np.ndarray, "K P L"]:
+def label_ids(
+    tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
+) -> Int[np.ndarray, "K P L"]:
     """Token ids of every class name in every prompt template."""
     texts = [template.format(name) for name in names for template in templates]
     return tokenizer(texts).reshape(len(names), len(templates), tokenizer.length)

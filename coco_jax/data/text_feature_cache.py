@@ -50,7 +50,8 @@ class TextFeatureCache:
                 raise ValueError(f"{len(digests_N)} digests for features {stored.shape}")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{folder}: the text feature cache is damaged ({error}); remove the folder and run again to rebuild it"
+                f"{folder}: the text feature cache is damaged ({error}); remove the folder and run "
+                "again to rebuild it"
             ) from error
         return cls(stored.view(BFLOAT16), digests_N, np.argsort(digests_N, kind="stable"))
 
@@ -174,7 +175,8 @@ def fill(
     except OSError as error:
         raise UserError(
             f"{folder}: the text feature cache cannot be written ({error.strerror}); it takes "
-            f"{2 * width * (had + len(missing)) / 1e9:.1f} GB there; free some space, or set config.data.dir"
+            f"{2 * width * (had + len(missing)) / 1e9:.1f} GB there; free some space, or "
+            "set config.data.dir"
         ) from error
     return TextFeatureCache.open(folder)
 

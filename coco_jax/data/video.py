@@ -115,6 +115,10 @@ def probe(video: Video, name: str | None = None) -> VideoInfo:
         return opened.info
 
 
+# Seconds at which to decode frames, a function that gives them, or None for all frames.
+Times = Float[np.ndarray, " T"] | Callable[[VideoInfo], Float[np.ndarray, " T"]] | None
+
+
 def sample_times(
     num_frames: int,
     duration: float,
@@ -168,7 +172,7 @@ def shown_at(info: VideoInfo, times_T: Float[np.ndarray, " T"]) -> Int[np.ndarra
 
 def decode(
     video: Video,
-    times: Float[np.ndarray, " T"] | Callable[[VideoInfo], Float[np.ndarray, " T"]] | None,
+    times: Times,
     *,
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
@@ -239,7 +243,7 @@ def encode(
 
 
 def _wanted(
-    info: VideoInfo, times, short_side: int | None, size: tuple[int, int] | None, name: str
+    info: VideoInfo, times: Times, short_side: int | None, size: tuple[int, int] | None, name: str
 ) -> tuple[Int[np.ndarray, " T"], int, int]:
     """Indices of the frames to decode, and the height and width to scale them to."""
     if times is None:

@@ -107,7 +107,9 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     }
 
 
-def _accuracies(task: Task, scores_NU, label_N) -> dict[str, Any]:
+def _accuracies(
+    task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
+) -> dict[str, Any]:
     """Top-1 and top-5; for a cross-dataset run their means over its first group of test sets.
 
     Groups are the `official` test lists, and splits whose names differ only in a number at the end.
@@ -136,7 +138,9 @@ def _accuracies(task: Task, scores_NU, label_N) -> dict[str, Any]:
     }
 
 
-def _top_k(scores_NK, label_N, k: int) -> float | None:
+def _top_k(
+    scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int
+) -> float | None:
     """Top-k accuracy; None if k > 1 candidates are all there are."""
     return None if 1 < k >= scores_NK.shape[1] else metrics.top_k(scores_NK, label_N, k)
 
@@ -147,7 +151,13 @@ def _chance(plan: Plan) -> float:
     return float(np.mean([1 / size for size in sizes]))
 
 
-def _examples(task: Task, indices_N, scores_NU, label_N, tau: float) -> list[dict[str, Any]]:
+def _examples(
+    task: Task,
+    indices_N: Int[np.ndarray, " N"],
+    scores_NU: Float[np.ndarray, "N U"],
+    label_N: Int[np.ndarray, " N"],
+    tau: float,
+) -> list[dict[str, Any]]:
     """The first video of every unseen class with its three best actions.
 
     `share` is the softmax over the unseen classes at the temperature of the model.

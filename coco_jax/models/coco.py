@@ -160,7 +160,13 @@ class CoCo(nnx.Module):
         with jax.default_matmul_precision("float32"):
             return self._scores(v_BD, l_KD, d_KMD, mask_KM)
 
-    def _scores(self, v_BD, l_KD, d_KMD, mask_KM):
+    def _scores(
+        self,
+        v_BD: Float[Array, "B D"],
+        l_KD: Float[Array, "K D"],
+        d_KMD: Float[Array, "K M D"] | None,
+        mask_KM: Bool[Array, "K M"] | None,
+    ) -> Float[Array, "B K"]:
         by_label_BK = v_BD @ l_KD.T
         if not self.uses_descriptions or d_KMD is None:
             return by_label_BK
@@ -195,7 +201,13 @@ class CoCo(nnx.Module):
         with jax.default_matmul_precision("float32"):
             return self._terms(v_BD, l_XD, d_XMD, batch)
 
-    def _terms(self, v_BD, l_XD, d_XMD, batch: Batch) -> dict[str, Float[Array, ""]]:
+    def _terms(
+        self,
+        v_BD: Float[Array, "B D"],
+        l_XD: Float[Array, "X D"],
+        d_XMD: Float[Array, "X M D"] | None,
+        batch: Batch,
+    ) -> dict[str, Float[Array, ""]]:
         model, tau = self.config.model, self.tau
         label_B, seen = batch["label"], batch["label_ids"].shape[0]
         terms = {"label": alignment.label_loss(v_BD, l_XD[:seen], label_B, tau)}
@@ -214,7 +226,9 @@ class CoCo(nnx.Module):
                 loss += model.lambda_invariant * terms["invariant"]
         return terms | {"loss": loss, "tau": tau}
 
-    def _cycle(self, s_XD, seen: int, episode: Array):
+    def _cycle(
+        self, s_XD: Float[Array, "X D"], seen: int, episode: Array
+    ) -> tuple[Float[Array, "S D"], Float[Array, ""]]:
         """S~_s, the reconstruction of the (pseudo-)seen classes, and L_cycle."""
         assert self.invariance is not None
         cycle = self.config.cycle

@@ -3,6 +3,8 @@
 Each module is initialised as the identity: at step 0 the tower's output is the mean over its frames.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -20,7 +22,7 @@ KINDS = ("blocks", "mean", "transformer", "divided", "shift", "tokens")
 class TemporalTransformer(nnx.Module):
     """Transformer blocks over the frame vectors; their output is added as a residual."""
 
-    def __init__(self, steps: int, width: int, depth: int, *, rngs: nnx.Rngs, **block):
+    def __init__(self, steps: int, width: int, depth: int, *, rngs: nnx.Rngs, **block: Any):
         normal = nnx.initializers.normal(0.02)
         self.position = nnx.Param(normal(rngs.params(), (steps, width)))
         self.blocks = Blocks(depth, width=width, zero=True, rngs=rngs, **block)
@@ -41,7 +43,14 @@ class DividedAttention(nnx.Module):
     """
 
     def __init__(
-        self, steps: int, width: int, heads: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs
+        self,
+        steps: int,
+        width: int,
+        heads: int,
+        *,
+        epsilon: float,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
     ):
         self.steps = steps
         self.position = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (steps, 1, width)))

@@ -1,5 +1,7 @@
 """The text tower: a transformer from token ids to one vector per text."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ class TextTower(nnx.Module):
         *,
         remat: bool = False,
         lora: tuple[int, float] | None = None,
-        dtype=None,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ):
         """Builds the tower.

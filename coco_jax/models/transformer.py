@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +22,38 @@ class LowRank(nnx.LinearGeneral):
     """A linear layer plus a low-rank correction (LoRA, arXiv 2106.09685), zero at initialisation."""
 
     def __init__(
-        self, width: int, out_features: tuple[int, ...], *, rank: int, scale: float, dtype, rngs
+        self,
+        width: int,
+        out_features: tuple[int, ...],
+        *,
+        rank: int,
+        scale: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
         super().__init__(width, out_features, dtype=dtype, rngs=rngs)
         self.scale = scale
         self.lora_down = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (width, rank)))
         self.lora_up = nnx.Param(jnp.zeros((rank, *out_features)))
 
-    def __call__(self, inputs: Float[Array, "*B D"], out_sharding=None) -> Float[Array, "*B H E"]:
+    def __call__(
+        self, inputs: Float[Array, "*B D"], out_sharding: Any = None
+    ) -> Float[Array, "*B H E"]:
         """Maps the last axis (D) to H heads of E values."""
         out = super().__call__(inputs, out_sharding)
         low = inputs.astype(out.dtype) @ self.lora_down[...].astype(out.dtype)
         return out + self.scale * jnp.tensordot(low, self.lora_up[...].astype(out.dtype), 1)
 
 
-def capped_attention(query, key, value, *, cap: float, mask=None, **unused):
+def capped_attention(
+    query: Float[Array, "*B Q H E"],
+    key: Float[Array, "*B K H E"],
+    value: Float[Array, "*B K H E"],
+    *,
+    cap: float,
+    mask: Bool[Array, "..."] | None = None,
+    **unused: Any,
+) -> Float[Array, "*B Q H E"]:
     """Attention with logits cap * tanh(logits / cap), as in VideoPrism (arXiv 2402.13217).
 
     An `attention_fn` of `nnx.MultiHeadAttention`.
@@ -64,7 +82,7 @@ def make_attention(
     attention_logit_cap: float = 0.0,
     lora: tuple[int, float] | None = None,
     zero: bool = False,
-    dtype=None,
+    dtype: Any = None,
     rngs: nnx.Rngs,
 ) -> nnx.MultiHeadAttention:
     """Multi-head attention.
@@ -106,7 +124,7 @@ class Mlp(nnx.Module):
         *,
         activation: str = "gelu",
         zero: bool = False,
-        dtype=None,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ):
         settings: dict = {"kernel_init": nnx.initializers.zeros} if zero else {}
@@ -136,7 +154,7 @@ class Block(nnx.Module):
         lora: tuple[int, float] | None = None,
         zero: bool = False,
         mixer: Callable[[], nnx.Module] | None = None,
-        dtype=None,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ):
         """Builds the block.
@@ -197,14 +215,14 @@ class Block(nnx.Module):
         x_BND = x_BND + self._drop(y_BND, keys[0])
         return x_BND + self._drop(self.mlp(self.norm2(x_BND)), keys[1])
 
-    def _drop(self, x_BND, key):
+    def _drop(self, x_BND: Float[Array, "*B N D"], key: jax.Array | None) -> Float[Array, "*B N D"]:
         return self.dropout(x_BND, deterministic=key is None, rngs=key)
 
 
 class Blocks(nnx.Module):
     """A stack of blocks; with `remat` the backward pass recomputes their activations."""
 
-    def __init__(self, depth: int, *args, remat: bool = False, rngs: nnx.Rngs, **kwargs):
+    def __init__(self, depth: int, *args: Any, remat: bool = False, rngs: nnx.Rngs, **kwargs: Any):
         self.layers = nnx.List([Block(*args, rngs=rngs, **kwargs) for _ in range(depth)])
         self.remat = remat
 
@@ -238,7 +256,7 @@ class AttentionPool(nnx.Module):
         activation: str = "gelu",
         epsilon: float = 1e-6,
         wide: bool = False,
-        dtype=None,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ):
         self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, width)))

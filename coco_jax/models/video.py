@@ -32,7 +32,7 @@ class VideoTower(nnx.Module):
         *,
         remat: bool = False,
         lora: tuple[int, float] | None = None,
-        dtype=None,
+        dtype: Any = None,
         rngs: nnx.Rngs,
     ):
         """Builds the tower.
@@ -157,7 +157,9 @@ class VideoTower(nnx.Module):
             x_BTD = self.time_norm(self.temporal(x_BTD, key=keys[1]))
         return x_BTD.mean(1)
 
-    def _mix_tokens(self, x_XND, batch: int, keys) -> Float[Array, "B M D"]:
+    def _mix_tokens(
+        self, x_XND: Float[Array, "X N D"], batch: int, keys: Any
+    ) -> Float[Array, "B M D"]:
         """Mixes time at each patch position, then all M = T x N tokens together."""
         x_YTD = rearrange(x_XND, "(b t) n d -> (b n) t d", b=batch)
         x_YTD = x_YTD + self.time_position[...].astype(x_YTD.dtype)
@@ -174,7 +176,9 @@ class VideoTower(nnx.Module):
 class FeatureTower(nnx.Module):
     """An MLP over precomputed features, in place of a video tower."""
 
-    def __init__(self, *, features: int, width: int, dropout: float, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, *, features: int, width: int, dropout: float, dtype: Any = None, rngs: nnx.Rngs
+    ):
         self.width = width
         self.up = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)

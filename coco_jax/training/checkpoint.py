@@ -23,8 +23,10 @@ from coco_jax.version import __version__
 
 # What may differ between a run and its resumption: where and how fast it runs, not what it computes
 # (but for the order in which another mesh adds floats).
-FREE = ("version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir",
-        "data.workers", "data.threads", "data.cache")  # fmt: skip
+FREE = (
+    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
+    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
+)  # fmt: skip
 
 # How a disk that takes no more is told by the system, TensorStore and gcsfuse.
 UNWRITTEN = re.compile(

@@ -35,7 +35,7 @@ def trainable_mask(config: ConfigDict, tree: Any) -> Any:
     trainable = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
     has_added_module = config.video_tower.temporal in ("transformer", "divided", "shift")
 
-    def is_trainable(path, _) -> bool:
+    def is_trainable(path: Any, _: Any) -> bool:
         name = path_of(path)
         part = trainable.get(name.split("/")[0], "all")
         if part == "all" or (part == "lora" and "/lora_" in name):
@@ -59,11 +59,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     o = config.optimizer
     multipliers = [(re.compile(pattern), factor) for pattern, factor in o.learning_rate_multipliers]
 
-    def multiplier(path, _) -> float:
+    def multiplier(path: Any, _: Any) -> float:
         name = path_of(path)
         return next((factor for pattern, factor in multipliers if pattern.fullmatch(name)), 1.0)
 
-    def scale_by_multiplier(updates: Any, _) -> Any:
+    def scale_by_multiplier(updates: Any, _: Any) -> Any:
         factors = jax.tree.map_with_path(multiplier, updates)
         return jax.tree.map(jnp.multiply, updates, factors)
 

@@ -171,7 +171,7 @@ def gradients(
       microbatches: how many to cut the videos into; must divide B.
     """
 
-    def loss(params: Params):
+    def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         terms = model_of(params).losses(batch, key)
         return terms["loss"], terms
 
@@ -188,14 +188,18 @@ def gradients(
     keys = jax.random.split(video_key, microbatches)
     _, v_IbD = jax.lax.scan(lambda _, part: (None, embed(params, *part)), None, (parts, keys))
 
-    def loss_of_embeddings(params: Params, v_IbD: jax.Array):
+    def loss_of_embeddings(
+        params: Params, v_IbD: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         v_BD = jnp.moveaxis(v_IbD, 0, 1).reshape(-1, v_IbD.shape[-1])
         terms = model_of(params).losses_of_embeddings(v_BD, batch, text_key)
         return terms["loss"], terms
 
     (grads, v_grad_IbD), terms = jax.grad(loss_of_embeddings, (0, 1), has_aux=True)(params, v_IbD)
 
-    def add_video_gradient(total: Params, part) -> tuple[Params, None]:
+    def add_video_gradient(
+        total: Params, part: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[Params, None]:
         video, key, v_grad_bD = part
         _, pull_back = jax.vjp(lambda params: embed(params, video, key), params)
         return jax.tree.map(jnp.add, total, pull_back(v_grad_bD)[0]), None
@@ -239,9 +243,12 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
         return array(dtype, classes, each, width)
 
     count = config.data.batch
-    clips = (count, video.frames, video.size, video.size, 3)
+    if video.kind == "features":
+        inputs = array("float32", count, video.feature_dim)
+    else:
+        inputs = array("uint8", count, video.frames, video.size, video.size, 3)
     return Batch(
-        video=array("float32", count, video.feature_dim) if video.kind == "features" else array("uint8", *clips),
+        video=inputs,
         label=array("int32", count),
         label_ids=texts(seen, len(text.templates)),
         description_ids=texts(seen, text.descriptions),

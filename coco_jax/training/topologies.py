@@ -90,7 +90,8 @@ def devices_of(topology: str) -> list[Any]:
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--topology={topology}: {reason}; use v5e:16x16, v5p:2x2x2, v6e:4x4 or another TPU topology "
+            f"--topology={topology}: {reason}; use v5e:16x16, v5p:2x2x2, v6e:4x4 or another TPU "
+            "topology "
             "(pip install -r requirements-compile.txt), or h100:8 or a100:8 (pip install jax[cuda13])"
         ) from error
 

@@ -85,7 +85,7 @@ def load(config: ConfigDict, params: Any) -> Any:
     shapes = {path_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
     filled = published(config, shapes)
 
-    def replace(path, leaf: jax.Array) -> jax.Array:
+    def replace(path: Any, leaf: jax.Array) -> jax.Array:
         value = filled.get(path_of(path))
         if value is None:
             return leaf
@@ -111,7 +111,7 @@ def interpolate(config: ConfigDict, params: Any, start: Any) -> Any:
     if config.text_tower.norm == "post" and config.text_tower.width != config.model.dim:
         parts -= {"text_out"}  # BERT has no projection; a non-square one is initialised at random
 
-    def mix(path, trained: jax.Array, first: jax.Array) -> jax.Array:
+    def mix(path: Any, trained: jax.Array, first: jax.Array) -> jax.Array:
         if path_of(path).split("/")[0] not in parts:
             return trained
         mixed = (1 - share) * trained + share * first

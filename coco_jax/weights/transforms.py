@@ -5,6 +5,7 @@ They raise a ValueError if the tensor does not fit; its message continues the se
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def linear_weights(before: int, after: int) -> np.ndarray:
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _grid(x: np.ndarray, count: int, weights) -> np.ndarray:
+def _grid(x: np.ndarray, count: int, weights: Callable[[int, int], np.ndarray]) -> np.ndarray:
     """Resizes a square grid of position embeddings (N, D) to (count, D)."""
     before, after = math.isqrt(len(x)), math.isqrt(count)
     if before**2 != len(x) or after**2 != count:

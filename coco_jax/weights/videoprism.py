@@ -17,17 +17,17 @@ from coco_jax.weights.transforms import (
 )
 
 
-def _out(x: np.ndarray, shape) -> np.ndarray:
+def _out(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(out, heads, head_dim) -> (heads, head_dim, out)."""
     return x.transpose(1, 2, 0)
 
 
-def _scaled(x: np.ndarray, per_dim: np.ndarray, shape) -> np.ndarray:
+def _scaled(x: np.ndarray, per_dim: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Queries times softplus(per_dim) / softplus(0); attention divides by sqrt(head_dim) as usual."""
     return x * (1.442695041 * np.logaddexp(0, per_dim)).astype(np.float32)
 
 
-def _front(x: np.ndarray, shape) -> np.ndarray:
+def _front(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Adds an axis of length 1 at the front."""
     return x[None]
 

@@ -68,7 +68,8 @@ def play(
     chance = random.Random(seed)
     work_dir.mkdir(parents=True, exist_ok=True)
     config = runs.write_config(
-        work_dir / "config.py", data_dir, optimizer__steps=STEPS, checkpoint_every=EVERY, keep_checkpoints=3,
+        work_dir / "config.py", data_dir, optimizer__steps=STEPS, checkpoint_every=EVERY,
+        keep_checkpoints=3,
         video_tower__dropout=0.1, ablation="full",
     )  # fmt: skip
     # Compiled once: a kill is to hit the run, not each time the compiler.

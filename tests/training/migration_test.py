@@ -1,7 +1,7 @@
 """A run of version 0.1: its config, checkpoint and results are still read after fields were renamed.
 
-run_0_1.zip is a run that version 0.1 trained (commit 7c97cf5: the tiny config of conftest.py with width 8, two frames
-and two steps), without its TensorBoard events.
+run_0_1.zip is a run that version 0.1 trained (commit 7c97cf5; the tiny config of conftest.py with
+width 8, two frames and two steps), without its TensorBoard events.
 """
 
 import json

@@ -236,20 +236,15 @@ def test_models_import_without_tensorflow():
     code = (
         "import sys; sys.modules['tensorflow'] = None; sys.modules['tensorflow_datasets'] = None\n"
         "sys.modules['clu'] = None; sys.modules['grain'] = None\n"
-        "import coco_jax.models.coco, coco_jax.training.step, coco_jax.sharding, coco_jax.training.optimizer"
+        "import coco_jax.models.coco, coco_jax.training.step, coco_jax.training.optimizer"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_package_imports_in_half_a_second():
+def test_the_package_imports_without_jax():
+    """So `coco-jax --help` and `import coco_jax` take a fraction of a second."""
     import subprocess
     import sys
-    import time
 
-    subprocess.run([sys.executable, "-c", "import coco_jax"], check=True)  # writes bytecode
-    times = []
-    for _ in range(3):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import coco_jax"], check=True)
-        times.append(time.monotonic() - began)
-    assert min(times) < 0.5
+    code = "import sys; sys.modules['jax'] = None; import coco_jax, coco_jax.cli"
+    subprocess.run([sys.executable, "-c", code], check=True)
