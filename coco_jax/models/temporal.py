@@ -11,12 +11,13 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from coco_jax.config import CHOICES
 from coco_jax.models.transformer import Blocks, make_attention
 
 # blocks: a transformer over the frame vectors with ordinary initialisation, for training from scratch.
 # mean: no temporal module. transformer, divided, shift: added to an image tower, zero-initialised.
 # tokens: a transformer over time at each patch position, as in VideoPrism.
-KINDS = ("blocks", "mean", "transformer", "divided", "shift", "tokens")
+KINDS = CHOICES["video_tower.temporal"]
 
 
 class TemporalTransformer(nnx.Module):

@@ -8,13 +8,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from coco_jax.config import CHOICES
 from coco_jax.models.transformer import AttentionPool, Blocks
 from coco_jax.presets import TextTowerConfig
 
 # mean, map, last: over the tokens that are not padding. eos: the first token with the highest id,
 # which is the end of text in CLIP. cls: a learned token after the text, as in VideoPrism.
-POOLS = ("mean", "map", "last", "eos", "cls")
-POSITIONS = ("learned", "sinusoid")
+POOLS = CHOICES["text_tower.pool"]
+POSITIONS = CHOICES["text_tower.position"]
 PADDING_ID = 0
 
 

@@ -9,11 +9,12 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from coco_jax.config import CHOICES
 from coco_jax.models.temporal import KINDS, DividedAttention, TemporalShift, TemporalTransformer
 from coco_jax.models.transformer import AttentionPool, Blocks
 from coco_jax.presets import VideoTowerConfig
 
-POOLS = ("cls", "map", "wide_map", "mean")
+POOLS = CHOICES["video_tower.pool"]
 
 
 class VideoTower(nnx.Module):
