@@ -1,0 +1,205 @@
+"""I3D, the inflated Inception network for video (arXiv 1705.07750): a tower with real weights."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+WIDTH = 1024  # of the features: the output of Mixed_5c, averaged over time and space
+
+
+class _Branches(NamedTuple):
+    """Output channels of an Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; pool then 1x1."""
+
+    direct: int
+    reduce_b: int
+    b: int
+    reduce_c: int
+    c: int
+    pooled: int
+
+    @property
+    def total(self) -> int:
+        return self.direct + self.b + self.c + self.pooled
+
+
+# Table 1 of GoogLeNet (arXiv 1409.4842), whose 2-D network I3D inflates.
+MIXED = {
+    "3b": _Branches(64, 96, 128, 16, 32, 32),
+    "3c": _Branches(128, 128, 192, 32, 96, 64),
+    "4b": _Branches(192, 96, 208, 16, 48, 64),
+    "4c": _Branches(160, 112, 224, 24, 64, 64),
+    "4d": _Branches(128, 128, 256, 24, 64, 64),
+    "4e": _Branches(112, 144, 288, 32, 64, 64),
+    "4f": _Branches(256, 160, 320, 32, 128, 128),
+    "5b": _Branches(256, 160, 320, 32, 128, 128),
+    "5c": _Branches(384, 192, 384, 48, 128, 128),
+}
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME: the output has ceil(size / stride) values; odd padding goes to the end."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def conv3d(
+    x_BTHWC: Float[Array, "B T H W C"], kernel: Float[Array, "t h w C D"], stride: int = 1
+) -> Float[Array, "B U V X D"]:
+    """A 3-D convolution with SAME padding, computed as 2-D convolutions over frames.
+
+    XLA's CPU backend has fast 2-D convolutions only. The numbers are those of
+    `jax.lax.conv_general_dilated`, up to the order in which floats are added.
+
+    Args:
+      x_BTHWC: the input.
+      kernel: of t frames; `1 1 1` kernels are matrix products.
+      stride: in time, height and width.
+    """
+    frames, height, width, channels, out_channels = kernel.shape
+    if (frames, height, width, stride) == (1, 1, 1, 1):
+        return x_BTHWC @ kernel[0, 0, 0]
+    steps = -(-x_BTHWC.shape[1] // stride)
+    padding = _same_padding(x_BTHWC.shape[1], frames, stride)
+    x_BPHWC = jnp.pad(x_BTHWC, ((0, 0), padding, (0, 0), (0, 0), (0, 0)))
+    spatial = [
+        _same_padding(size, k, stride)
+        for size, k in zip(x_BTHWC.shape[2:4], (height, width), strict=True)
+    ]
+
+    def convolve(frames_XHWC: jax.Array, kernel_hwCD: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            frames_XHWC,
+            kernel_hwCD,
+            (stride, stride),
+            spatial,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def fold(x_BTHWC: jax.Array) -> jax.Array:
+        return x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
+
+    if channels * frames <= 64:
+        # The stem: few channels, so the frames under the kernel become channels of one convolution.
+        taps = [x_BPHWC[:, t : t + stride * (steps - 1) + 1 : stride] for t in range(frames)]
+        kernel_hwED = jnp.moveaxis(kernel, 0, 2).reshape(height, width, -1, out_channels)
+        out = convolve(fold(jnp.concatenate(taps, -1)), kernel_hwED)
+        return out.reshape(-1, steps, *out.shape[1:])
+    total = None
+    for t in range(frames):
+        tap = x_BPHWC[:, t : t + stride * (steps - 1) + 1 : stride]
+        out = convolve(fold(tap), kernel[t])
+        total = out if total is None else total + out
+    assert total is not None
+    return total.reshape(-1, steps, *total.shape[1:])
+
+
+def max_pool(
+    x_BTHWC: Float[Array, "B T H W C"], window: tuple[int, int, int], strides: tuple[int, int, int]
+) -> Float[Array, "B U V X C"]:
+    """Max pooling with SAME padding over time, height and width."""
+    return jax.lax.reduce_window(
+        x_BTHWC, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), "SAME"
+    )
+
+
+class Unit(nnx.Module):
+    """A convolution, its bias, and ReLU. Batch norm is folded into both (weights/i3d.py)."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        size: int,
+        stride: int = 1,
+        *,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, size, channels, out_channels)
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.stride, self.dtype = stride, dtype
+
+    def __call__(self, x_BTHWC: Float[Array, "B T H W C"]) -> Float[Array, "B U V X D"]:
+        """Applies the unit."""
+        dtype = self.dtype or x_BTHWC.dtype
+        out = conv3d(x_BTHWC.astype(dtype), self.kernel[...].astype(dtype), self.stride)
+        return jax.nn.relu(out + self.bias[...].astype(dtype))
+
+
+class Mixed(nnx.Module):
+    """An Inception module: four branches, concatenated."""
+
+    def __init__(
+        self, channels: int, branches: _Branches, *, dtype: Any = None, rngs: nnx.Rngs
+    ):
+        def unit(channels: int, out_channels: int, size: int) -> Unit:
+            return Unit(channels, out_channels, size, dtype=dtype, rngs=rngs)
+
+        self.direct = unit(channels, branches.direct, 1)
+        self.reduce_b = unit(channels, branches.reduce_b, 1)
+        self.b = unit(branches.reduce_b, branches.b, 3)
+        self.reduce_c = unit(channels, branches.reduce_c, 1)
+        self.c = unit(branches.reduce_c, branches.c, 3)
+        self.pooled = unit(channels, branches.pooled, 1)
+
+    def __call__(self, x_BTHWC: Float[Array, "B T H W C"]) -> Float[Array, "B T H W D"]:
+        """Applies the module."""
+        pooled = max_pool(x_BTHWC, (3, 3, 3), (1, 1, 1))
+        parts = (
+            self.direct(x_BTHWC),
+            self.b(self.reduce_b(x_BTHWC)),
+            self.c(self.reduce_c(x_BTHWC)),
+            self.pooled(pooled),
+        )
+        return jnp.concatenate(parts, -1)
+
+
+class I3D(nnx.Module):
+    """I3D up to Mixed_5c: from a clip to one vector of 1,024 values.
+
+    Made for RGB in [-1, 1] at 25 frames a second, 224 x 224 pixels, 64 frames; at least 9 frames of
+    32 pixels work. Batch norm is folded into the convolutions: its statistics stay as published,
+    also when the tower is trained.
+    """
+
+    def __init__(self, *, remat: bool = False, dtype: Any = None, rngs: nnx.Rngs):
+        """Builds the tower.
+
+        Args:
+          remat: recompute activations in the backward pass instead of storing them.
+          dtype: of activations.
+          rngs: random state for the initial parameters.
+        """
+        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.stem = Unit(3, 64, 7, 2, **settings)
+        self.conv2b = Unit(64, 64, 1, **settings)
+        self.conv2c = Unit(64, 192, 3, **settings)
+        channels, modules = 192, {}
+        for name, branches in MIXED.items():
+            modules[f"mixed{name}"] = Mixed(channels, branches, **settings)
+            channels = branches.total
+        self.mixed = nnx.Dict(modules)
+        self.remat = remat
+
+    def __call__(
+        self, video_BTHWC: Float[Array, "B T H W 3"], key: jax.Array | None = None
+    ) -> Float[Array, "B 1024"]:
+        """The mean of Mixed_5c over time and space. `key` is unused: there is no dropout."""
+        del key
+        apply = nnx.remat(Mixed.__call__) if self.remat else Mixed.__call__
+
+        def mixed(names: Sequence[str], x: jax.Array) -> jax.Array:
+            for name in names:
+                x = apply(self.mixed[f"mixed{name}"], x)
+            return x
+
+        x = max_pool(self.stem(video_BTHWC), (1, 3, 3), (1, 2, 2))
+        x = max_pool(self.conv2c(self.conv2b(x)), (1, 3, 3), (1, 2, 2))
+        x = max_pool(mixed(("3b", "3c"), x), (3, 3, 3), (2, 2, 2))
+        x = max_pool(mixed(("4b", "4c", "4d", "4e", "4f"), x), (2, 2, 2), (2, 2, 2))
+        return mixed(("5b", "5c"), x).astype(jnp.float32).mean((1, 2, 3))
