@@ -5,15 +5,33 @@ import pathlib
 
 # Before jax is imported anywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Child processes come with a number of devices of their own, which, coming last, holds.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
-    "XLA_FLAGS", ""
+# Most of the suite's time is compilation, of models so small that optimising them does not pay.
+# Flags of the environment come last and win.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import pytest
 
+# Other tests run on the same cores, so the time of one example says nothing.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
 ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one worker, so that it is made once."""
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs
+        shared = sorted(
+            name for name, found in definitions.items() if found and found[-1].scope == "module"
+        )
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}:{shared[0]}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

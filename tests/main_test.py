@@ -175,22 +175,22 @@ class Drain(threading.Thread):
 def test_two_processes_give_the_losses_of_one_and_one_takes_them_over(data_dir, tmp_path):
     """SIGTERM to one of the two stops both at the same step; a single process makes the rest."""
     config = runs.write_config(
-        tmp_path / "c.py", data_dir, optimizer__steps=20, checkpoint_every=100, mesh__fsdp=2
+        tmp_path / "c.py", data_dir, optimizer__steps=12, checkpoint_every=100, mesh__fsdp=2
     )
     one = runs.call(*runs.command(config, tmp_path / "one"), devices=2)
     assert one.returncode == 0, one.stderr
     children = start_two(config, tmp_path / "two")
     drain = Drain(children[1].stderr)
-    read_until(children[0].stderr, "step 10/20")
+    read_until(children[0].stderr, "step 5/12")
     children[1].send_signal(signal.SIGTERM)
     _, told = children[0].communicate(timeout=30)
     assert [child.wait(30) for child in children] == [0, 0], told + drain.text
     (step,) = map(int, re.findall(r"stopped by SIGTERM; step (\d+) is saved", told))
-    assert 10 <= step < 20
+    assert 5 <= step < 12
     rest = runs.call(*runs.command(config, tmp_path / "two"), devices=2)
     assert rest.returncode == 0, rest.stderr
     want, got = (runs.losses(tmp_path / name / RUN) for name in ("one", "two"))
-    assert sorted(want) == sorted(got) == list(range(1, 21))
+    assert sorted(want) == sorted(got) == list(range(1, 13))
     np.testing.assert_allclose([got[s] for s in want], list(want.values()), atol=1e-4)
     a, b = (runs.result(tmp_path / name / RUN) for name in ("one", "two"))
     assert a["top1"] == pytest.approx(b["top1"], abs=0.01)

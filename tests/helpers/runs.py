@@ -20,9 +20,11 @@ def get_config():
 """
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-    """Child processes see few devices and one core's worth of threads each."""
+def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
+    """The environment of a child process: few devices; compiled quickly unless `optimize`."""
     flags = f"--xla_force_host_platform_device_count={devices}"
+    if not optimize:
+        flags += " --xla_backend_optimization_level=0"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
@@ -44,11 +46,13 @@ def command(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[st
     ]
 
 
-def call(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
+def call(
+    *args: str, devices: int = 1, optimize: bool = False, **kwargs
+) -> subprocess.CompletedProcess:
     """Runs a command to its end, its output kept as text."""
     return subprocess.run(
         args,
-        env=environment(devices),
+        env=environment(devices, optimize),
         capture_output=True,
         text=True,
         timeout=600,
