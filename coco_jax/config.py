@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.shared_classes": ("keep", "drop"),
     "data.sampling": ("random", "dense"),
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
-    "video_tower.kind": ("video", "features"),
+    "video_tower.kind": ("video", "i3d", "features"),
     "video_tower.trainable": TRAINABLE,
     "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
     "video_tower.pool": ("cls", "map", "wide_map", "mean"),
@@ -135,7 +135,9 @@ def default() -> ConfigDict:
     # all | lora | none: which tower parameters train. Projections and temporal modules that were
     # added to a published tower always do.
     c.video_tower.trainable = "all"
-    c.video_tower.kind = "video"  # video: the transformer | features: an MLP over stored features
+    # video: the transformer | i3d: the 3-D convolutional network of arXiv 1705.07750, of which only
+    # frames, size, mean and std are settings | features: a tower over stored features
+    c.video_tower.kind = "video"
     c.video_tower.feature_dim = 2048  # width of stored features
     c.video_tower.frames = 8
     c.video_tower.size = 224  # pixels a side

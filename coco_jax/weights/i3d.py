@@ -20,7 +20,8 @@ from coco_jax.weights.transforms import Shape
 EPSILON = 1e-3  # of the published batch norm
 CLASSIFIER = "params/Logits/Conv3d_0c_1x1/Conv_0"
 ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "_reconstruct"),  # of numpy 1
+    ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
@@ -32,7 +33,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"the pickle names {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
 
 
 def read_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
