@@ -18,8 +18,8 @@ def define_flags() -> None:
         "config", None, "The experiment: a file, or the name of a config in the package."
     )
     flags.DEFINE_string("workdir", None, "Folder for all outputs; runs/CONFIG by default.")
-    flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "What to do.")
-    flags.DEFINE_bool("allow_config_change", False, "Resume although the config differs.")
+    flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "Train, evaluate, or both.")
+    flags.DEFINE_bool("allow_config_change", False, "Resume a run whose config has changed.")
     flags.DEFINE_string(
         "profile_steps", "", "FIRST:LAST steps to trace for TensorBoard's profiler, e.g. 10:15."
     )
@@ -29,7 +29,7 @@ def define_flags() -> None:
         "host:port of process 0 if several processes run, or 'auto' on a cluster.",
     )
     flags.DEFINE_integer("processes", None, "Number of processes.")
-    flags.DEFINE_integer("process", None, "Index of this process.")
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 
 
 def command(argv: list[str]) -> None:

@@ -255,7 +255,7 @@ def test_error_on_a_corrupt_jpeg_names_the_video():
     frames = videos.Frames((b"\xff\xd8 no jpeg", b""), 8.0)
     with pytest.raises(videos.VideoError, match=r"a\.mp4: corrupt JPEG frame"):
         videos.decode(frames, None, name="a.mp4")
-    with pytest.raises(videos.VideoError, match="holds no frame"):
+    with pytest.raises(videos.VideoError, match="has no frames"):
         videos.probe(videos.Frames((), 8.0))
 
 
