@@ -9,6 +9,7 @@ Without the flag, every rule but coverage is checked. The exit code is 2 if a te
 import collections
 import dataclasses
 import itertools
+import math
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,7 +25,8 @@ from tfds_builders.actionhub.readers import Row
 ACTIONS = 1211
 DEFINITION_WORDS, CAPTION_WORDS = (15, 35), (8, 25)
 MIN_CAPTIONS = 8
-MAX_SHARED = 0.5  # of the words of two captions of one action
+# Of the words of two texts (Jaccard similarity, without small words): of one action, of two actions.
+MAX_SHARED, MAX_SHARED_ACROSS = 0.5, 0.6
 MAX_BEGINNINGS = 3  # captions of one action that begin with the same two words
 # Of MMAction2 (tools/data), one class a line.
 LISTS = {
@@ -55,20 +57,15 @@ class Report:
 
     def text(self) -> str:
         """The table, then the problems."""
-        width = max(map(len, self.figures))
+        width = max(map(len, [*self.figures, "broken rules"]))
         lines = [f"{name:<{width}}  {value}" for name, value in self.figures.items()]
         return "\n".join(
             [*lines, f"{'broken rules':<{width}}  {len(self.problems)}", *self.problems]
         )
 
 
-def check(texts: Texts, classes: Mapping[str, Collection[str]] | None = None) -> Report:
-    """Applies every rule.
-
-    Args:
-      texts: the corpus.
-      classes: the classes of benchmarks, by the benchmark's name, that the corpus must cover.
-    """
+def check(texts: Texts) -> Report:
+    """Applies every rule but that of coverage."""
     report = Report()
     captions = [caption for action in texts.values() for caption in action.captions]
     definitions = [action.definition for action in texts.values()]
@@ -82,9 +79,29 @@ def check(texts: Texts, classes: Mapping[str, Collection[str]] | None = None) ->
     report.figures["different words"] = f"{len({w.lower() for t in captions for w in words(t)}):,}"
     _check_each(texts, report)
     _check_all(texts, report)
-    for benchmark, names in (classes or {}).items():
-        _check_coverage(texts, benchmark, names, report)
     return report
+
+
+def check_coverage(texts: Texts, benchmark: str, classes: Collection[str], report: Report) -> None:
+    """Every class of a benchmark has exactly one action, which no other class of it has.
+
+    Args:
+      texts: the corpus.
+      benchmark: the benchmark's name, for the report.
+      classes: its classes.
+      report: the figures and problems are added to it.
+    """
+    known = action_names.Classes(texts)
+    hits = {name: known.hits(name) for name in classes}
+    for name, found in hits.items():
+        if len(found) != 1:
+            report.problems.append(f"{benchmark}: {name}: {found or 'no action'}")
+    taken = collections.Counter(found[0] for found in hits.values() if len(found) == 1)
+    for action, count in taken.items():
+        if count > 1:
+            report.problems.append(f"{benchmark}: {action}: the action of {count} classes")
+    covered = sum(len(found) == 1 for found in hits.values())
+    report.figures[f"classes of {benchmark} covered"] = f"{covered} of {len(hits)}"
 
 
 def words(text: str) -> list[str]:
@@ -122,6 +139,8 @@ def _check_each(texts: Texts, report: Report) -> None:
     named, worst = 0, 0.0
     for action, (definition, captions) in texts.items():
         fail = lambda problem, action=action: report.problems.append(f"{action}: {problem}")
+        if not _PLAIN.fullmatch(action):
+            fail(f"not ASCII: {action!a}")
         if definition.lower().startswith(_BAD_STARTS):
             fail(f"begins with {definition[:10]!r}: {definition}")
         if len(captions) < MIN_CAPTIONS:
@@ -166,6 +185,7 @@ def _check_all(texts: Texts, report: Report) -> None:
         report.figures[f"cleaning: {step.replace('_', '-')}"] = f"{within.steps[step]['dropped']}"
     count = sum(across.steps[step]["dropped"] for step in duplicates)
     report.figures["duplicates, near-duplicates across actions"] = f"{count}"
+    _check_shared([row for _, row in rows], report)
 
 
 def _dropped(
@@ -182,25 +202,39 @@ def _dropped(
             report.problems.append(f"{action}: {problem}: {row.description}")
 
 
-def _check_coverage(texts: Texts, benchmark: str, classes: Collection[str], report: Report) -> None:
-    known = action_names.Classes(texts)
-    hits = {name: known.hits(name) for name in classes}
-    for name, found in hits.items():
-        if len(found) != 1:
-            report.problems.append(f"{benchmark}: {name}: {found or 'no action'}")
-    taken = collections.Counter(found[0] for found in hits.values() if len(found) == 1)
-    for action, count in taken.items():
-        if count > 1:
-            report.problems.append(f"{benchmark}: {action}: the action of {count} classes")
-    covered = sum(len(found) == 1 for found in hits.values())
-    report.figures[f"classes of {benchmark} covered"] = f"{covered} of {len(hits)}"
+def _check_shared(rows: list[Row], report: Report) -> None:
+    """No two texts of different actions share too many words."""
+    sets = [_content(row.description) for row in rows]
+    counts = collections.Counter(word for content in sets for word in content)
+    # Two sets that share so much have a word in common among the rarest few of each.
+    index: dict[str, list[int]] = collections.defaultdict(list)
+    most = 0.0
+    for i, content in enumerate(sets):
+        rarest = sorted(content, key=lambda word: (counts[word], word))
+        prefix = rarest[: len(content) - math.ceil(MAX_SHARED_ACROSS * len(content)) + 1]
+        for j in {j for word in prefix for j in index[word]}:
+            shared = len(content & sets[j]) / len(content | sets[j])
+            if rows[i].action != rows[j].action:
+                most = max(most, shared)
+                if shared > MAX_SHARED_ACROSS:
+                    report.problems.append(
+                        f"{rows[i].action}: shares {shared:.0%} of its words with one of "
+                        f"{rows[j].action}: {rows[i].description!r}, {rows[j].description!r}"
+                    )
+        for word in prefix:
+            index[word].append(i)
+    report.figures["words shared by texts of two actions"] = f"at most {most:.0%}"
 
 
 def _pairs_that_share(captions: Iterable[str]) -> Iterator[tuple[str, str]]:
-    sets = [({word.lower() for word in words(text)} - _SMALL, text) for text in captions]
+    sets = [(_content(text), text) for text in captions]
     for (one, first), (other, second) in itertools.combinations(sets, 2):
         if len(one & other) > MAX_SHARED * len(one | other):
             yield first, second
+
+
+def _content(text: str) -> set[str]:
+    return {word.lower() for word in words(text)} - _SMALL
 
 
 def _split(text: str) -> list[str]:
@@ -228,7 +262,9 @@ def command(argv: list[str]) -> None:
     """
     del argv
     folder = flags.FLAGS.annotations
-    report = check(starter.load(), read_classes(pathlib.Path(folder)) if folder else None)
+    report = check(starter.load())
+    for benchmark, classes in (read_classes(pathlib.Path(folder)) if folder else {}).items():
+        check_coverage(starter.load(), benchmark, classes, report)
     print(report.text())
     if report.problems:
         raise UserError(f"{len(report.problems)} broken rules; mend these texts")

@@ -1,8 +1,10 @@
 """Tests of the rules of the corpus `starter`: its texts keep them, and a planted violation is found."""
 
+import contextlib
 import functools
-import subprocess
-import sys
+import itertools
+import re
+import types
 
 import pytest
 
@@ -39,7 +41,11 @@ def test_every_class_of_the_benchmarks_is_covered():
         pytest.skip(f"no class lists: {ANNOTATIONS} is absent")
     classes = check_corpus.read_classes(ANNOTATIONS)
     assert [len(names) for names in classes.values()] == [400, 600, 700, 101, 51]
-    assert check_corpus.check(starter.load(), classes).problems == []
+    covered = check_corpus.Report()
+    for benchmark, names in classes.items():
+        check_corpus.check_coverage(starter.load(), benchmark, names, covered)
+    assert covered.problems == []
+    assert list(covered.figures.values()) == [f"{len(n)} of {len(n)}" for n in classes.values()]
 
 
 def test_the_page_shows_the_report():
@@ -94,10 +100,21 @@ def test_a_text_of_another_action_is_found():
     )
 
 
+def test_a_text_with_the_words_of_another_action_s_is_found():
+    texts = dict(itertools.islice(starter.load().items(), 50))
+    (one, texts_of_one), (other, texts_of_other) = list(texts.items())[:2]
+    taken = "Perhaps: " + texts_of_one.captions[0].upper()
+    texts[other] = texts_of_other._replace(captions=(*texts_of_other.captions[1:], taken))
+    problems = [p for p in check_corpus.check(texts).problems if "shares" in p]
+    assert len(problems) == 1
+    assert re.match(rf"{other}: shares 9\d% of its words with one of {one}: ", problems[0])
+
+
 def test_a_class_without_an_action_of_its_own_is_found():
-    names = ["luge", "LUGE", "curling"]
-    problems = check_corpus.check({"luge": LUGE}, {"Winter": names}).problems[1:]
-    assert problems == ["Winter: curling: no action", "Winter: luge: the action of 2 classes"]
+    found = check_corpus.Report()
+    check_corpus.check_coverage({"luge": LUGE}, "Winter", ["luge", "LUGE", "curling"], found)
+    assert found.problems == ["Winter: curling: no action", "Winter: luge: the action of 2 classes"]
+    assert found.figures == {"classes of Winter covered": "2 of 3"}
 
 
 @pytest.mark.parametrize(
@@ -114,10 +131,18 @@ def test_a_text_that_names_its_action(text, action, named):
     assert check_corpus.names_action(text, action) == named
 
 
-def test_command_prints_the_report():
-    command = [sys.executable, "-m", "tfds_builders.actionhub.check_corpus"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, report().text() + "\n", "")
+@pytest.mark.parametrize("problems", [[], ["luge: too fast"]])
+def test_command_prints_the_report_and_fails_on_a_broken_rule(monkeypatch, capsys, problems):
+    shown = check_corpus.Report({"actions": "1"}, problems)
+    monkeypatch.setattr(check_corpus, "check", lambda texts: shown)
+    monkeypatch.setattr(check_corpus.flags, "FLAGS", types.SimpleNamespace(annotations=None))
+    with pytest.raises(UserError, match="1 broken") if problems else contextlib.nullcontext():
+        check_corpus.command([])
+    assert capsys.readouterr().out.splitlines() == [
+        "actions       1",
+        f"broken rules  {len(problems)}",
+        *problems,
+    ]
 
 
 def test_error_on_missing_class_lists_names_them(tmp_path):
