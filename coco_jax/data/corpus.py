@@ -13,10 +13,15 @@ from coco_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Descriptions by action, in the order of the corpus, and the ids of their source videos."""
+    """Descriptions by action, in the order of the corpus, and the ids of their source videos.
+
+    `texts` are what `DescriptionSampler` draws from: captions. `definitions`, which say what an action
+    is and belong to no video, are kept apart; few corpora have any.
+    """
 
     texts: Mapping[str, tuple[str, ...]]
-    video_ids: Mapping[str, tuple[str, ...]]  # of each text; "" if unknown
+    video_ids: Mapping[str, tuple[str, ...]]  # "" where unknown; beside `texts`
+    definitions: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def without_videos(self, excluded: Iterable[str]) -> tuple["Corpus", int]:
         """Removes descriptions that were collected from these videos.
@@ -34,6 +39,7 @@ class Corpus:
         left = Corpus(
             {a: tuple(self.texts[a][i] for i in kept) for a, kept in keep.items()},
             {a: tuple(self.video_ids[a][i] for i in kept) for a, kept in keep.items()},
+            self.definitions,
         )
         return left, self.count - left.count
 
@@ -43,7 +49,7 @@ class Corpus:
         return sum(map(len, self.texts.values()))
 
     def shuffled(self, seed: int) -> "Corpus":
-        """Gives every action the descriptions of another one, as a control experiment."""
+        """Gives every action the descriptions and definitions of another one, as a control experiment."""
         names = sorted(self.texts)
         order = np.random.default_rng(seed).permutation(len(names))
         # A cyclic shift of a random order: no action keeps its own descriptions.
@@ -51,6 +57,11 @@ class Corpus:
         return Corpus(
             {name: self.texts[other[name]] for name in names},
             {name: self.video_ids[other[name]] for name in names},
+            {
+                name: self.definitions[other[name]]
+                for name in names
+                if other[name] in self.definitions
+            },
         )
 
 
@@ -62,11 +73,21 @@ def load_corpus(name: str, data_dir: str) -> Corpus:
     """
     texts: dict[str, list[str]] = {}
     videos: dict[str, list[str]] = {}
+    definitions: dict[str, list[str]] = {}
     for row in open_builder(name, data_dir).as_data_source("train"):
-        action = row["action"].decode()
-        texts.setdefault(action, []).append(row["description"].decode())
-        videos.setdefault(action, []).append(row["video_id"].decode())
-    return Corpus({a: tuple(t) for a, t in texts.items()}, {a: tuple(v) for a, v in videos.items()})
+        action, text, video = (row[n].decode() for n in ("action", "description", "video_id"))
+        # Corpora of version 1.0.0 have no kinds. A text on one video must go where that video is tested,
+        # so it is a caption.
+        if row.get("kind", b"caption") == b"definition" and not video:
+            definitions.setdefault(action, []).append(text)
+        else:
+            texts.setdefault(action, []).append(text)
+            videos.setdefault(action, []).append(video)
+    return Corpus(
+        {action: tuple(found) for action, found in texts.items()},
+        {action: tuple(found) for action, found in videos.items()},
+        {action: tuple(found) for action, found in definitions.items()},
+    )
 
 
 class DescriptionSampler:

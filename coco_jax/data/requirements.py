@@ -21,6 +21,7 @@ REQUIREMENTS: dict[str, Requirement | None] = {
         put="FOLDER/*.jsonl, *.csv, *.json or ACTION.txt; tfds_builders/actionhub/README.md",
     ),
     "actionhub/motion": None,
+    "actionhub/starter": None,
     "kinetics_zsar": Requirement(
         fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
         "CSVs: https://github.com/cvdfoundation/kinetics-dataset",

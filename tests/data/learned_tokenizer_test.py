@@ -79,13 +79,17 @@ def test_class_without_description_is_an_error_that_names_it(tokenizer):
 @given(st.integers(0, 1000), st.integers(2, 9))
 def test_shuffling_gives_every_action_the_descriptions_of_another(seed, count):
     names = [f"action {i}" for i in range(count)]
-    corpus = Corpus({n: (f"of {n}",) for n in names}, {n: ("",) for n in names})
+    defined = {n: (f"what {n} is",) for n in names[1:]}
+    corpus = Corpus({n: (f"of {n}",) for n in names}, {n: ("",) for n in names}, defined)
     shuffled = corpus.shuffled(seed)
     assert all(shuffled.texts[n] != corpus.texts[n] for n in names)
+    # Definitions move with the captions of the same action.
+    pairs = {shuffled.texts[n]: shuffled.definitions[n] for n in shuffled.definitions}
+    assert pairs == {corpus.texts[n]: corpus.definitions[n] for n in defined}
     assert sorted(shuffled.texts.values()) == sorted(corpus.texts.values())
 
 
 def test_descriptions_of_excluded_videos_are_removed_and_counted():
-    corpus = Corpus({"x": ("a", "b", "c")}, {"x": ("v1", "", "v2")})
+    corpus = Corpus({"x": ("a", "b", "c")}, {"x": ("v1", "", "v2")}, {"x": ("d",)})
     left, count = corpus.without_videos(["v2", "v9", ""])
-    assert (left.texts, count) == ({"x": ("a", "b")}, 1)
+    assert (left.texts, left.definitions, count) == ({"x": ("a", "b")}, {"x": ("d",)}, 1)
