@@ -49,7 +49,7 @@ class Corpus:
         return sum(map(len, self.texts.values()))
 
     def shuffled(self, seed: int) -> "Corpus":
-        """Gives every action the descriptions and definitions of another one, as a control experiment."""
+        """Gives every action the descriptions and definitions of another one, as a control."""
         names = sorted(self.texts)
         order = np.random.default_rng(seed).permutation(len(names))
         # A cyclic shift of a random order: no action keeps its own descriptions.
