@@ -1,0 +1,365 @@
+"""Names actions in real videos without any training by the user: I3D, MiniLM, and the starter corpus.
+
+I3D's linear classifier has one column for each of the 400 Kinetics actions: the prototype of the
+action's videos. From the texts of an action (name, definition, captions; MiniLM's features) a kernel
+ridge regression, fitted on these 400 pairs, predicts the prototype of any action. A video is compared
+with the predicted prototypes of the candidates. This is the alignment of videos with both labels and
+descriptions (docs/method.md) in closed form. docs/pretrained.md has its numbers.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from coco_jax import presets, weights
+from coco_jax.config import default
+from coco_jax.data import starter
+from coco_jax.data import video as videos
+from coco_jax.data.tokenizers import Tokenizer, published_tokenizer
+from coco_jax.data.video import VideoError
+from coco_jax.errors import UserError
+from coco_jax.models.i3d import I3D
+from coco_jax.models.text import TextTower
+from coco_jax.recognition.inputs import check_actions
+from coco_jax.sharding import path_of
+from coco_jax.weights import files, i3d, packages, table
+
+Path = str | os.PathLike[str]
+
+FRAMES, FPS, SHORT_SIDE, SIZE = 64, 25, 256, 224  # of a window, as I3D was trained
+TEMPLATES = ("{}", "a video of {}", "a person doing {}")
+CAPTIONS = 9  # of each action
+BLOCKS = ("label", "definition", "captions")
+FEATURES = "starter_minilm.safetensors"
+
+
+# Chosen on classes held out of the seen ones (docs/pretrained.md).
+WEIGHTS = {"label": 1.0, "definition": 1.0, "captions": 4.0}  # of the squared distances
+WIDTH = 3.0  # of the Gaussian kernel
+RIDGE = 0.3
+HUBNESS = 0.3  # how much a prototype that is near to many others is marked down
+TEMPERATURE = 0.03  # of the shares
+SIMILARITY_TEMPERATURE = 0.06  # of the actions whose texts stand in for missing ones
+NEIGHBOURS = 5  # seen prototypes that measure hubness
+# Weight of the prototypes that the video's class posterior names, beside the video's own feature.
+POSTERIOR_WEIGHT = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Prototypes:
+    """Candidate actions and their predicted prototypes."""
+
+    names: tuple[str, ...]
+    v_KF: Float[np.ndarray, "K F"]  # unit length
+    penalty_K: Float[np.ndarray, " K"]  # hubness
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+def load_tower(part: str, make: Callable[[], nnx.Module], where: str) -> tuple[Any, Any]:
+    """A tower with published weights, as the graph and the parameters of its module.
+
+    Args:
+      part: "video" or "text".
+      make: builds the tower.
+      where: the weights, as in `config.video_tower.weights`.
+
+    Raises:
+      UserError: the weights are missing, damaged, or of another tower.
+    """
+    graph, params = nnx.split(nnx.eval_shape(make))
+
+    def name_of(path: Any) -> str:
+        return f"{part}/{path_of(path)}".removesuffix("/value")
+
+    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
+    if part == "text":  # the projection to a shared embedding, which is not needed here
+        width = default_text().width
+        shapes["text_out/kernel"] = (width, width)
+    tensors = files.read(files.locate(where, f"{part}_tower.weights", files.NAMES))
+    family = table.family_of(tensors, weights.FAMILIES, where)
+    filled = table.fill(family, part, tensors, shapes, where, False)
+    return graph, jax.tree.map_with_path(lambda path, _: jnp.asarray(filled[name_of(path)]), params)
+
+
+@functools.cache
+def default_text() -> presets.TextTowerConfig:
+    """The architecture of MiniLM."""
+    config = default()
+    presets.apply(config, "minilm_package")
+    return presets.text_tower(config)
+
+
+class TextEncoder:
+    """MiniLM: texts to unit vectors."""
+
+    def __init__(self) -> None:
+        """Loads the weights.
+
+        Raises:
+          UserError: the package with the weights is not installed.
+        """
+        tower = default_text()
+        graph, self._params = load_tower(
+            "text", lambda: TextTower(tower, rngs=nnx.Rngs(0)), packages.MINILM
+        )
+        self.tokenizer: Tokenizer = published_tokenizer(
+            packages.MINILM, "bert", tower.length, tower.vocabulary
+        )
+        self._embed = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids))
+
+    def __call__(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N W"]:
+        """Embeds texts; the last batch is filled up, so that one shape is compiled."""
+        ids_NL = self.tokenizer(texts)
+        ids_NL = np.pad(ids_NL, ((0, -len(ids_NL) % batch), (0, 0)), mode="edge")
+        parts = [
+            np.asarray(self._embed(self._params, ids_NL[i : i + batch]))
+            for i in range(0, len(ids_NL), batch)
+        ]
+        return _unit(np.concatenate(parts)[: len(texts)])
+
+    def means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K W"]:
+        """For each group of texts the normalised mean of their unit vectors."""
+        x_NW = self([text for group in groups for text in group])
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        return _unit(np.stack([part.mean(0) for part in np.split(x_NW, ends)]))
+
+
+def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """MiniLM's features of the starter corpus, by block: float16, `actions 384`.
+
+    Args:
+      names: actions of the corpus; all of them by default.
+    """
+    texts, encoder = starter.load(), TextEncoder()
+    names = list(texts) if names is None else list(names)
+    features = {
+        "label": encoder.means([[t.format(name) for t in TEMPLATES] for name in names]),
+        "definition": encoder([texts[name].definition for name in names]),
+        "captions": encoder.means([texts[name].captions[:CAPTIONS] for name in names]),
+    }
+    return {block: x.astype(np.float16) for block, x in features.items()}
+
+
+def stored_features() -> dict[str, Float[np.ndarray, "N W"]]:
+    """The features of `encode_starter` that come with the package, float32."""
+    tensors = files.read(pathlib.Path(__file__).with_name(FEATURES))
+    return {block: tensors[block] for block in BLOCKS}
+
+
+class PretrainedRecognizer:
+    """Names any actions in videos; made by `coco_jax.load()`.
+
+    Not trained on anything but what its parts were trained on: I3D on Kinetics-400, MiniLM on text.
+    """
+
+    def __init__(self, windows: int = 3):
+        """Loads the weights of I3D and the texts of the starter corpus.
+
+        Args:
+          windows: at most so many windows of 2.56 s, evenly spread over a video, are averaged.
+
+        Raises:
+          UserError: a package with weights is not installed or damaged, or `windows` is below 1.
+        """
+        if windows < 1:
+            raise UserError(f"--windows={windows}: at least 1")
+        self.windows = windows
+        graph, self._params = load_tower("video", lambda: I3D(rngs=nnx.Rngs(0)), packages.I3D)
+        self._embed = jax.jit(
+            lambda params, clip: nnx.merge(graph, params)(clip.astype(jnp.float32) / 127.5 - 1)
+        )
+        tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
+        self._classifier = i3d.classifier(tensors)
+        centred_FS = self._classifier.kernel - self._classifier.kernel.mean(1, keepdims=True)
+        self._seen_SF = _unit(centred_FS.T)
+        # Where all logits are equal: the origin of the prototypes.
+        bias_S = self._classifier.bias - self._classifier.bias.mean()
+        self._origin_F = np.linalg.lstsq(centred_FS.T, -bias_S, rcond=None)[0]
+        self._features = stored_features()
+        row_of = {name: row for row, name in enumerate(starter.load())}
+        self._row_of = row_of
+        found = [starter.find(name) for name in self._classifier.classes]
+        seen_rows = [row_of[name] for name in found if name]
+        assert len(seen_rows) == len(self._classifier.classes)  # tests check the corpus
+        self._mean = {block: x[seen_rows].mean(0) for block, x in self._features.items()}
+        self._seen_text = self._centred({b: x[seen_rows] for b, x in self._features.items()})
+
+    @property
+    def training_data(self) -> str:
+        """What the parts of the model were trained on."""
+        return "Kinetics-400 (I3D) and text (MiniLM)"
+
+    @functools.cached_property
+    def _encoder(self) -> TextEncoder:
+        """Loaded only if a text is not in the starter corpus."""
+        return TextEncoder()
+
+    def _centred(self, texts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {block: _unit(x - self._mean[block]) for block, x in texts.items()}
+
+    def _predict(self, texts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Prototypes `K F` and hubness `K` of actions, from their features by block."""
+
+        def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
+            distance = sum(w * (1 - x[b] @ self._seen_text[b].T) for b, w in WEIGHTS.items())
+            return np.exp(-distance / WIDTH)
+
+        gram_SS = kernel(self._seen_text) + RIDGE * np.eye(len(self._seen_SF))
+        v_KF = _unit(kernel(self._centred(texts)) @ np.linalg.solve(gram_SS, self._seen_SF))
+        nearest_KN = np.sort(v_KF @ self._seen_SF.T, axis=1)[:, -NEIGHBOURS:]
+        return v_KF, HUBNESS * nearest_KN.mean(1)
+
+    def embed_actions(
+        self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
+    ) -> Prototypes:
+        """Predicts the prototypes of candidate actions.
+
+        An action of the starter corpus, in any spelling, has its definition and captions. For any other
+        name they are estimated from the texts of actions with similar names. Captions of the user's own
+        are averaged with those of the corpus, or replace the estimate.
+
+        Args:
+          actions: their names, all different.
+          descriptions: captions of some or all of the actions.
+
+        Raises:
+          UserError: no actions, an empty or repeated name, or captions of another action.
+        """
+        check_actions(actions)
+        descriptions = {name: texts for name, texts in (descriptions or {}).items() if texts}
+        if unknown := sorted(set(descriptions) - set(actions)):
+            raise UserError(f"descriptions of {unknown[0]!r}, which is not among the actions")
+        rows = [self._row(name) for name in actions]
+        new = [name for name, row in zip(actions, rows, strict=True) if row is None]
+        estimated = iter(self._estimate(new) if new else ())
+        texts: dict[str, list[np.ndarray]] = {block: [] for block in BLOCKS}
+        for name, row in zip(actions, rows, strict=True):
+            if row is None:
+                of_action = next(estimated)
+            else:
+                of_action = {block: self._features[block][row] for block in BLOCKS}
+            if name in descriptions:
+                own_W = self._encoder(list(descriptions[name])).sum(0)
+                count = 0 if row is None else CAPTIONS
+                of_action["captions"] = _unit(count * of_action["captions"] + own_W)
+            for block in BLOCKS:
+                texts[block].append(of_action[block])
+        v_KF, penalty_K = self._predict({block: np.stack(x) for block, x in texts.items()})
+        return Prototypes(tuple(actions), v_KF, penalty_K)
+
+    def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Features of actions that are not in the starter corpus, from their names alone.
+
+        The definition and the captions are the mean of the name's own feature and of the texts of
+        actions with similar names.
+        """
+        label_NW = self._encoder.means([[t.format(name) for t in TEMPLATES] for name in names])
+        weight_NA = np.exp((label_NW @ self._features["label"].T - 1) / SIMILARITY_TEMPERATURE)
+        weight_NA /= weight_NA.sum(1, keepdims=True)
+        found = {"label": label_NW}
+        for block in BLOCKS[1:]:
+            found[block] = _unit(label_NW + _unit(weight_NA @ self._features[block]))
+        return [{block: x[n] for block, x in found.items()} for n in range(len(names))]
+
+    def _row(self, name: str) -> int | None:
+        found = starter.find(name)
+        return None if found is None else self._row_of[found]
+
+    def embed_video(self, path: Path) -> Float[np.ndarray, " F"]:
+        """The vector of a video that is compared with prototypes.
+
+        The mean over windows of the feature, as a unit vector relative to the prototypes' origin, plus
+        `POSTERIOR_WEIGHT` times the mean prototype under the classifier's posterior.
+
+        Raises:
+          VideoError: the file cannot be decoded.
+        """
+        total_F = np.zeros(self._seen_SF.shape[1], np.float32)
+        classifier = self._classifier
+        starts = self._starts(videos.probe(path).duration)
+        for start in starts:
+            feature_F = self.window_feature(path, start)
+            logits_S = feature_F @ classifier.kernel + classifier.bias
+            posterior_S = np.exp(logits_S - logits_S.max())
+            posterior_S /= posterior_S.sum()
+            total_F += _unit(feature_F - self._origin_F)
+            total_F += POSTERIOR_WEIGHT * (posterior_S @ self._seen_SF)
+        return total_F / len(starts)
+
+    def window_feature(self, path: Path, start: float) -> Float[np.ndarray, " F"]:
+        """I3D's feature of the 2.56 s from `start` (seconds)."""
+        times_T = start + (np.arange(FRAMES) + 0.5) / FPS
+        clip = videos.decode(path, times_T, short_side=SHORT_SIDE)
+        top, left = ((side - SIZE) // 2 for side in clip.shape[1:3])
+        clip = clip[:, top : top + SIZE, left : left + SIZE]
+        return np.asarray(self._embed(self._params, clip[None]))[0]
+
+    def _starts(self, duration: float) -> list[float]:
+        """Starts of the windows in seconds: centred if there is one, else evenly spread."""
+        length = FRAMES / FPS
+        count = min(self.windows, max(int(np.ceil(duration / length)), 1))
+        gap = max(duration - length, 0)
+        return [gap * (k + 0.5) / count for k in range(count)]
+
+    def rank_one(self, path: Path, candidates: Prototypes) -> list[tuple[str, float]]:
+        """The candidates for one video, best first, with scores that sum to 1.
+
+        A score is the softmax over the candidates. It says which action fits best, not whether one
+        fits at all.
+
+        Raises:
+          VideoError: the file cannot be decoded.
+        """
+        score_K = candidates.v_KF @ self.embed_video(path) - candidates.penalty_K
+        share_K = np.exp((score_K - score_K.max()) / TEMPERATURE)
+        share_K /= share_K.sum()
+        order = np.argsort(-share_K, kind="stable")
+        return [(candidates.names[i], float(share_K[i])) for i in order]
+
+    def rank(
+        self,
+        paths: Sequence[Path],
+        actions: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """For each video the actions, best first, with scores that sum to 1 over the actions.
+
+        Args:
+          paths: video files of any format that FFmpeg decodes.
+          actions: candidate names, all different.
+          descriptions: captions of some or all of the actions.
+
+        Raises:
+          UserError: a video cannot be decoded, or the actions are not usable.
+        """
+        candidates = self.embed_actions(actions, descriptions)
+        return [self.rank_one(path, candidates) for path in paths]
+
+    def rank_each(
+        self, paths: Sequence[Path], candidates: Prototypes
+    ) -> Iterator[tuple[Path, list[tuple[str, float]] | VideoError]]:
+        """As `rank`, one video at a time; a video that cannot be decoded gives its error instead."""
+        for path in paths:
+            try:
+                yield path, self.rank_one(path, candidates)
+            except VideoError as error:
+                yield path, error
+
+
+def write_features(path: Path) -> None:
+    """Writes the features of the starter corpus; `make starter_features` calls it."""
+    import safetensors.numpy
+
+    safetensors.numpy.save_file(encode_starter(), path)
