@@ -1,0 +1,38 @@
+"""A trained run and a video file, shared by the tests that name actions in videos."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+# coco_jax is imported in the fixtures: jaxtyping's checks come after conftest files are loaded.
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, data_dir) -> pathlib.Path:
+    """The folder of a trained run, not yet evaluated; how good the model is does not matter here."""
+    from coco_jax.evaluation.experiment import run
+    from conftest import tiny_config
+
+    folder = tmp_path_factory.mktemp("trained")
+    run(tiny_config(data_dir, data__batch=16, mesh__data=8), folder, "train")
+    return folder / "full/split1/seed0"
+
+
+@pytest.fixture(scope="session")
+def recognizer(trained_run):
+    """The recognizer of the trained run."""
+    from coco_jax.recognition.recognizer import Recognizer
+
+    return Recognizer.load(trained_run)
+
+
+@pytest.fixture(scope="session")
+def video_path(tmp_path_factory) -> pathlib.Path:
+    """A short video of noise."""
+    from coco_jax.data import video as videos
+
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
+    path.write_bytes(videos.encode(frames, 8))
+    return path
