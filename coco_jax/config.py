@@ -110,7 +110,9 @@ def default() -> ConfigDict:
     c.data.batch = 64  # videos a step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
     c.data.threads = 4  # decoding threads of each process
-    c.data.cache = False  # keep decoded videos in memory (each process its own); for small datasets
+    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own, in
+    # the end of all videos, so several workers need several times the memory.
+    c.data.cache = False
     c.data.sampling = "random"  # random: one frame a segment (TSN) | dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips

@@ -33,6 +33,7 @@ from coco_jax.errors import UserError
 TFDS_SPLITS = ("train", "test", "rest")
 _FILE_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|mpe?g|flv|gif|jpe?g)$", re.IGNORECASE)
 _CLIP_TIMES = re.compile(r"_\d{6}_\d{6}$")  # seconds
+_PREFIX = re.compile(r"^(v_)+")  # several: some ids on YouTube begin with v_ themselves
 INDEX = "index.npz"  # beside the data: what `Records` knows without reading it
 
 
@@ -250,7 +251,7 @@ def normal_id(video_id: str) -> str:
     times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
     """
     name = _FILE_SUFFIX.sub("", video_id.replace("\\", "/").rpartition("/")[2])
-    return _CLIP_TIMES.sub("", name.removeprefix("v_"))
+    return _CLIP_TIMES.sub("", _PREFIX.sub("", name))
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:

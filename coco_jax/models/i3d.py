@@ -134,9 +134,7 @@ class Unit(nnx.Module):
 class Mixed(nnx.Module):
     """An Inception module: four branches, concatenated."""
 
-    def __init__(
-        self, channels: int, branches: _Branches, *, dtype: Any = None, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: int, branches: _Branches, *, dtype: Any = None, rngs: nnx.Rngs):
         def unit(channels: int, out_channels: int, size: int) -> Unit:
             return Unit(channels, out_channels, size, dtype=dtype, rngs=rngs)
 

@@ -55,11 +55,12 @@ def test_taken_up_at_any_batch_it_goes_on_with_the_very_next(records, tiny):
             np.testing.assert_array_equal(batch["video"], want["video"])
 
 
-def test_worker_processes_change_nothing(records, tiny):
+def test_worker_processes_with_caches_of_their_own_change_nothing(records, tiny):
+    """Beyond the first epoch, after which a worker has videos in its cache."""
     flags.FLAGS.mark_as_parsed()  # Grain's workers are told the flags, which the command parses
     indices = np.arange(20)
-    plain = stream(records, indices, tiny(data__batch=8), 3)
-    worked = stream(records, indices, tiny(data__batch=8, data__workers=2), 3)
+    plain = stream(records, indices, tiny(data__batch=8, data__cache=False), 5)
+    worked = stream(records, indices, tiny(data__batch=8, data__cache=True, data__workers=2), 5)
     for a, b in zip(plain, worked, strict=True):
         np.testing.assert_array_equal(a["video"], b["video"])
 

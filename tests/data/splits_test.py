@@ -87,6 +87,16 @@ def test_a_description_of_a_tested_video_is_noticed():
         splits.check_texts(["v1", "v2"], ["v2", "v3"])
 
 
+@pytest.mark.parametrize(
+    "written", ["v_0123456789a", "0123456789a_000010_000020", "0123456789a.mp4"]
+)
+def test_a_description_of_a_tested_video_is_noticed_however_its_id_is_written(written):
+    with pytest.raises(splits.LeakError, match="0123456789a"):
+        splits.check_texts([written], ["0123456789a"])
+    with pytest.raises(splits.LeakError, match="0123456789a"):
+        splits.check_texts(["0123456789a"], [written])
+
+
 def test_test_classes_are_not_looked_at_before_the_end():
     c = config()
     splits.check_final(c.optimizer.steps, c)
