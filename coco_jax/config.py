@@ -6,7 +6,7 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -74,6 +74,13 @@ POSITIVE = (
     "checkpoint_every",
     "keep_checkpoints",
 )
+
+# What may differ between a run and its resumption: where and how fast it runs, not what it computes
+# (but for the order in which another mesh adds floats).
+FREE = (
+    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
+    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
+)  # fmt: skip
 
 
 def default() -> ConfigDict:
@@ -416,6 +423,27 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
             field = RENAMED_FIELDS.get(field, field)
         flat[field] = value
     return flatten(default().to_dict()) | flat | {"version": VERSION}
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = FREE
+) -> list[str]:
+    """`field: old -> new` of every field that differs, but for those that begin as `free` says.
+
+    Args:
+      old: a config as it was stored, by this version or an earlier one.
+      new: another.
+      free: beginnings of fields that may differ; by default those that do not matter to a resumed run.
+    """
+    a, b = migrate(old), migrate(new)
+    if "version" not in old and not b["text.tokenizer"]:
+        # Version 1 stored the size of the trained tokenizer instead of the configured vocabulary.
+        b["text.vocabulary"] = a["text.vocabulary"]
+    return [
+        f"{name}: {a.get(name)} -> {b.get(name)}"
+        for name in sorted(a | b)
+        if a.get(name) != b.get(name) and not name.startswith(tuple(free))
+    ]
 
 
 def load_stored(stored: Mapping[str, Any], where: str) -> ConfigDict:

@@ -1,6 +1,7 @@
 """A trained run and a video file, shared by the tests that name actions in videos."""
 
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -36,3 +37,27 @@ def video_path(tmp_path_factory) -> pathlib.Path:
     frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
     path.write_bytes(videos.encode(frames, 8))
     return path
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses the command line of a command, in this process: `parse(main, "--config=demo")`."""
+    from absl import flags
+
+    from coco_jax.command import parser
+
+    before = set(flags.FLAGS)
+
+    def forget() -> None:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+    def parse_arguments(command, *arguments: str) -> list[str]:
+        forget()
+        command.define_flags()
+        argv = ["command", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for --config.FIELD
+        return parser("command")(argv)
+
+    yield parse_arguments
+    forget()

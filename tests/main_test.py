@@ -1,6 +1,7 @@
 """The command from outside: what it writes, how it survives, what it says of bad input."""
 
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -12,8 +13,10 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 from jax.profiler import ProfileData
 
+from coco_jax import main
 from coco_jax.errors import UserError
 from coco_jax.evaluation.experiment import run
 from tests.helpers import runs
@@ -67,8 +70,9 @@ def test_a_step_s_time_is_split_and_traced(finished):
 def test_a_finished_sweep_is_not_trained_again(finished):
     config, workdir, _ = finished
     before = (workdir / RUN / "result.json").stat().st_mtime_ns
-    again = runs.call(*runs.command(config, workdir))
+    again = runs.call(*runs.command(config, workdir, "--config.data.dir=/nowhere"))
     assert again.returncode == 0 and "clips/s" not in again.stderr
+    assert "| full " in again.stdout and "clips.png is not drawn" in again.stderr
     assert (workdir / RUN / "result.json").stat().st_mtime_ns == before
 
 
@@ -81,10 +85,8 @@ def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
     assert runs.result(workdir / RUN) == stored
 
 
-@pytest.mark.parametrize("at, how", [(5, signal.SIGKILL), (8, signal.SIGTERM)])
-def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, at, how):
-    config, whole = uninterrupted
-    command = runs.command(config, tmp_path)
+def signalled(command, step, number):
+    """The exit code, last words and seconds of a run that gets a signal at a step, and after it."""
     with subprocess.Popen(
         command,
         env=runs.environment(),
@@ -93,27 +95,37 @@ def test_killed_at_a_step_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path, 
         text=True,
     ) as child:
         for line in child.stderr:
-            if f"step {at}/12" in line:
-                child.send_signal(how)
+            if f"step {step}/12" in line:
+                child.send_signal(number)
                 began = time.monotonic()
                 break
         rest = child.stderr.read()
-    if how == signal.SIGTERM:
-        assert child.wait() == 0 and time.monotonic() - began < 30
-        (step,) = re.findall(r"stopped by SIGTERM; step (\d+) is saved", rest)
-        assert int(step) >= at
-        assert (tmp_path / RUN / "checkpoints" / step).is_dir()  # of that step, due or not
-    else:
-        assert child.wait() == -signal.SIGKILL
-        half = runs.call(*command, "--mode=evaluate")
-        assert "training stopped at step" in one_line(half)
-        other = runs.call(*command, "--config.model.dim=16")
-        assert "model.dim: 32 -> 16" in one_line(other)
-        checkpoints = tmp_path / RUN / "checkpoints"
-        (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # half written
+    return child.wait(), rest, time.monotonic() - began
+
+
+def test_stopped_by_each_signal_in_turn_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
+    """SIGKILL, Ctrl-C, then SIGTERM; the last two save the step that they come at."""
+    config, whole = uninterrupted
+    command = runs.command(config, tmp_path)
+    checkpoints = tmp_path / RUN / "checkpoints"
+    code, _, _ = signalled(command, 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    half = runs.call(*command, "--mode=evaluate")
+    assert "training stopped at step" in one_line(half)
+    other = runs.call(*command, "--config.model.dim=16")
+    assert "model.dim: 32 -> 16" in one_line(other)
+    (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # half written
+    for at, number, expected in ((7, signal.SIGINT, 130), (9, signal.SIGTERM, 0)):
+        code, said, seconds = signalled(command, at, number)
+        assert code == expected and seconds < 30
+        assert "step 1/12" not in said and "Traceback" not in said
+        (step,) = re.findall(rf"stopped by {number.name}; step (\d+) is saved", said)
+        assert said.strip().splitlines()[-1].endswith("run the same command to resume")
+        assert at <= int(step) < 12
+        assert (checkpoints / step).is_dir()  # of that step, due or not
     resumed = runs.call(*command)
     assert resumed.returncode == 0, resumed.stderr
-    assert not list((tmp_path / RUN / "checkpoints").glob("*tmp*"))
+    assert not list(checkpoints.glob("*tmp*"))
     assert "step 1/12" not in resumed.stderr  # it was taken up, not begun again
     want, got = runs.final_params(whole / RUN), runs.final_params(tmp_path / RUN)
     assert want.keys() == got.keys() and len(want) > 20
@@ -226,19 +238,58 @@ def one_line(done, code=2) -> str:
     return errors[0]
 
 
-def test_bad_flags_are_one_line(finished, tmp_path):
-    config, _, _ = finished
-    plain = runs.command(config, tmp_path / "x")
-    cases = {
-        (*plain[:3], "--workdir=x"): "--config is missing",
-        (*plain[:3], "--config=nowhere.py", "--workdir=x"): "nowhere.py",
-        (*plain, "--config.optimzer.steps=3"): "did you mean config.optimizer.steps?",
-        (*plain, "--config.optimizer.steps=many"): "steps",
-        (*plain, "--mood=both"): "mood",
-        (*plain, "extra"): "'extra' is not a flag",
-    }
-    for command, message in cases.items():
-        assert message in one_line(runs.call(*command))
+@pytest.fixture
+def demo_results(parse, tmp_path, monkeypatch):
+    """Makes runs/demo/results.json in the working folder, of a config that flags changed."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides):
+        parse(main, "--config=demo", *overrides)
+        summary = {"config": flags.FLAGS.config.to_dict()}
+        (tmp_path / "runs/demo").mkdir(parents=True)
+        (tmp_path / "runs/demo/results.json").write_text(json.dumps(summary))
+
+    def workdir(*arguments):
+        parse(main, "--config=demo", *arguments)
+        return main._workdir(flags.FLAGS.workdir, flags.FLAGS.config)
+
+    return make, workdir
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "named"),
+    [
+        ((), ("--config.seed=1",), "seed: 0 -> 1"),
+        (("--config.seed=1",), (), "seed: 1 -> 0"),
+        ((), ("--config.sweep.seed=(0,1)",), "sweep.seed: [] -> [0, 1]"),
+    ],
+)
+def test_the_default_workdir_keeps_the_results_of_another_config(demo_results, stored, now, named):
+    make, workdir = demo_results
+    make(*stored)
+    with pytest.raises(UserError, match=r"^runs/demo has the results of another config") as caught:
+        workdir(*now)
+    assert named in str(caught.value) and "--workdir" in str(caught.value)
+    assert workdir(*now, "--workdir=runs/other") == pathlib.Path("runs/other")
+    assert workdir(*now, "--workdir=runs/demo") == pathlib.Path("runs/demo")  # it was asked for
+
+
+def test_the_default_workdir_takes_the_same_config_again(demo_results):
+    """Also on another machine."""
+    make, workdir = demo_results
+    assert workdir("--config.seed=1") == pathlib.Path("runs/demo")  # nothing is there yet
+    shutil.rmtree("runs")
+    make("--config.seed=1")
+    moved = ("--config.data.dir=elsewhere", "--config.data.workers=4", "--config.mesh.fsdp=2")
+    assert workdir("--config.seed=1", *moved) == pathlib.Path("runs/demo")
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(demo_results, tmp_path):
+    _, workdir = demo_results
+    (tmp_path / "runs").touch()
+    for given, named in (((), "runs/demo"), (("--workdir=runs/a/b",), "runs/a/b")):
+        with pytest.raises(UserError, match=f"^--workdir={named}: .*choose another folder$"):
+            workdir(*given)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,18 +15,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from coco_jax.config import migrate
+from coco_jax.config import changes
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
 from coco_jax.version import __version__
 
-# What may differ between a run and its resumption: where and how fast it runs, not what it computes
-# (but for the order in which another mesh adds floats).
-FREE = (
-    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
-    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
-)  # fmt: skip
+T = TypeVar("T")
+
+# What orbax raises for damaged files: TensorStore's and json's errors are ValueErrors; a file or a key
+# that is missing; metadata that is not an object is an AttributeError.
+UNREADABLE = (ValueError, LookupError, OSError, AttributeError)
 
 # How a disk that takes no more is told by the system, TensorStore and gcsfuse.
 UNWRITTEN = re.compile(
@@ -35,32 +34,17 @@ UNWRITTEN = re.compile(
 )
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`field: old -> new` of every field that matters to a resumed run."""
-    a, b = migrate(old), migrate(new)
-    if "version" not in old and not b["text.tokenizer"]:
-        # Version 1 stored the size of the trained tokenizer instead of the configured vocabulary.
-        b["text.vocabulary"] = a["text.vocabulary"]
-    return [
-        f"{name}: {a.get(name)} -> {b.get(name)}"
-        for name in sorted(a | b)
-        if a.get(name) != b.get(name) and not name.startswith(FREE)
-    ]
-
-
 class Checkpoints:
     """The checkpoints of one run, in `folder`; written in the background, whole or not at all."""
 
     def __init__(self, folder: pathlib.Path, keep: int, program: Program):
         self.folder, self._program = folder, program
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,  # what a killed process left half written
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # what a killed process left half written
         )
+        self._manager = _open_manager(folder, options)
 
     @property
     def latest(self) -> int | None:
@@ -115,31 +99,30 @@ class Checkpoints:
     def _attempt(self, step: int) -> tuple[tuple[State, int] | None, str]:
         """A checkpoint, or why it cannot be had."""
         abstract = self._program.abstract
-        try:
-            got = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
-                ),
-            )
-            state = State(**got.state)
-            found = np.asarray(self._program.fingerprint(state)).tolist()
-            if got.meta.get("fingerprint", found) != found:  # 0.1.0 stored none
-                return None, "its numbers are not those that were saved"
-            return (state, got.meta["next_batch"]), ""
-        except Exception as error:  # what a file's bytes may bring about has no common type
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
+        )
+        got, reason = _read(lambda: self._manager.restore(step, args=args))
+        if got is None:
             self._check_model(step, abstract)
-            return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return None, reason
+        arrays, meta = got.get("state"), got.get("meta")
+        if not isinstance(arrays, dict) or not isinstance(meta, dict) or "next_batch" not in meta:
+            return None, "its state or its metadata is missing"
+        state = State(**arrays)
+        found = np.asarray(self._program.fingerprint(state)).tolist()
+        if meta.get("fingerprint", found) != found:  # 0.1.0 stored none
+            return None, "its numbers are not those that were saved"
+        return (state, meta["next_batch"]), ""
 
     def _check_model(self, step: int, abstract: State) -> None:
         """Refuses a readable checkpoint of other shapes, which is not damaged at all."""
-        try:
-            stored = ocp.PyTreeCheckpointer().metadata(
-                (self.folder / str(step) / "state").absolute()
-            ).item_metadata.tree  # fmt: skip
-            shapes = {path_of(p): tuple(x.shape) for p, x in jax.tree.leaves_with_path(stored)}
-        except Exception:  # it is damaged indeed
+        reader, path = ocp.PyTreeCheckpointer(), (self.folder / str(step) / "state").absolute()
+        metadata, _ = _read(lambda: reader.metadata(path).item_metadata)
+        if metadata is None:  # it is damaged indeed
             return
+        leaves = jax.tree.leaves_with_path(metadata.tree)
+        shapes = {path_of(p): tuple(getattr(x, "shape", ())) for p, x in leaves}
         wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract._asdict())}
         if differ := [p for p in sorted(shapes | wanted) if shapes.get(p) != wanted.get(p)]:
             first = next((p for p in differ if p.startswith("params/")), differ[0])
@@ -190,6 +173,37 @@ class Checkpoints:
             ) from error
 
 
+def _open_manager(
+    folder: pathlib.Path, options: ocp.CheckpointManagerOptions | None = None
+) -> ocp.CheckpointManager:
+    """orbax's manager of a folder, which reads the times of all checkpoints.
+
+    Raises:
+      UserError: the file with the time of one is damaged.
+    """
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: a file _CHECKPOINT_METADATA there is damaged ({' '.join(str(error).split())}); "
+            "remove that file, and give the same command again"
+        ) from error
+
+
+def _read(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What a call of orbax gives, or why the files of a checkpoint cannot be read.
+
+    Other errors than damaged files bring about pass, as they are bugs.
+    """
+    try:
+        return read(), ""
+    except Exception as error:
+        # orbax wraps an error of TensorStore in a plain Exception.
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
+            raise
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
     """Says in one line that a checkpoint cannot be restored."""
@@ -211,7 +225,7 @@ def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoints there; train first, or name a run's folder")
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    with _open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{folder}: holds no finished checkpoint; train first")

@@ -7,11 +7,12 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from coco_jax import sharding
 from coco_jax.errors import UserError
-from coco_jax.training.checkpoint import Checkpoints
+from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
 from tests.training.step_test import random_batch
 
@@ -76,8 +77,20 @@ def truncate(step: pathlib.Path) -> None:
         lambda step: shutil.rmtree(step / "state"),
         lambda step: (step / "meta" / "metadata").write_text("{"),
         lambda step: largest(step).write_bytes(b""),
+        lambda step: (step / "state" / "_METADATA").write_text("1"),
+        lambda step: (step / "meta" / "metadata").write_text("[]"),
+        lambda step: (step / "meta" / "metadata").write_text("{}"),
     ],
-    ids=["truncated", "file gone", "state gone", "meta garbled", "emptied"],
+    ids=[
+        "truncated",
+        "file gone",
+        "state gone",
+        "meta garbled",
+        "emptied",
+        "metadata no object",
+        "meta no object",
+        "meta without fields",
+    ],
 )
 def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(two, tmp_path, capfd, damage):
     config, program, folder, saved = two
@@ -120,6 +133,42 @@ def test_numbers_that_are_not_those_that_were_saved_are_damage(two, tmp_path, ca
     state, _ = restored(program, tmp_path)
     assert same(numbers(state), saved[1])
     assert "its numbers are not those that were saved" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [TypeError, NameError, AssertionError, ZeroDivisionError])
+def test_a_bug_is_not_taken_for_damage(two, tmp_path, monkeypatch, error):
+    """It keeps its traceback, and no checkpoint is moved."""
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def fail(*args, **kwargs):
+        raise error("a bug")
+
+    with pytest.raises(error, match="a bug"):
+        restored(program._replace(fingerprint=fail), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
+        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        restored(program, tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
+
+
+def test_a_damaged_time_of_a_checkpoint_is_one_line(two, tmp_path):
+    """orbax reads the times of all checkpoints when it opens a folder."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "1/_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": "x"}')
+    for read in (
+        lambda: restored(program, tmp_path),
+        lambda: restore_params(tmp_path, program.abstract),
+    ):
+        with pytest.raises(
+            UserError, match="a file _CHECKPOINT_METADATA there is damaged"
+        ) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    (tmp_path / "1/_CHECKPOINT_METADATA").unlink()  # as it says
+    state, _ = restored(program, tmp_path)
+    assert same(numbers(state), saved[2])
 
 
 def test_nothing_is_moved_where_no_checkpoint_is_whole(two, tmp_path):
