@@ -1,24 +1,42 @@
-"""What the whole suite shares: eight CPU devices, the embedded benchmark, a tiny config."""
+"""Fixtures for all tests: eight CPU devices, the benchmark motion_zsar, a tiny config."""
 
 import os
 import pathlib
 
-# Before jax is imported anywhere.
+# Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Child processes come with a number of devices of their own, which, coming last, holds.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
-    "XLA_FLAGS", ""
+# Most of the suite's time is compilation, of models so small that optimising them does not pay.
+# Flags of the environment come last and win.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import hypothesis
 import pytest
+
+# Other tests run on the same cores, so the time of one example says nothing.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 ROOT = pathlib.Path(__file__).resolve().parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one worker, so that it is made once."""
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs
+        shared = sorted(
+            name for name, found in definitions.items() if found and found[-1].scope == "module"
+        )
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}:{shared[0]}"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> None:
-    """What one test or child process compiled serves the others."""
+    """All tests and their child processes share one compilation cache."""
     import jax
 
     folder = str(tmp_path_factory.getbasetemp().parent / "compiled")
@@ -30,7 +48,7 @@ def compiled(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """The embedded benchmark and its corpus, built once for all tests (and all workers)."""
+    """The folder with motion_zsar and its corpus, built once for all tests and workers."""
     from filelock import FileLock
 
     from tfds_builders.build import build
@@ -46,7 +64,7 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def clips() -> pathlib.Path:
-    """Real video files; they are not part of the repository."""
+    """The folder of real video files, which are not in the repository."""
     folder = ROOT.parent / "shared" / "clips"
     if not folder.is_dir():
         pytest.skip(f"no real clips: {folder} is absent")
@@ -54,7 +72,10 @@ def clips() -> pathlib.Path:
 
 
 def tiny_config(data_dir: str, **changes):
-    """The demo, small enough that a step takes milliseconds; `changes` are `data__batch=8`."""
+    """The demo config, made so small that a step takes milliseconds.
+
+    `changes` set fields, for example `data__batch=8` for `data.batch`.
+    """
     from coco_jax.configs import demo
 
     config = demo.get_config()
@@ -79,5 +100,5 @@ def tiny_config(data_dir: str, **changes):
 
 @pytest.fixture
 def tiny(data_dir):
-    """A maker of tiny configs on the embedded benchmark."""
+    """A function that makes tiny configs for motion_zsar."""
     return lambda **changes: tiny_config(data_dir, **changes)

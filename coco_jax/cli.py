@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "coco_jax.main",
-        "evaluate runs that are trained",
+        "evaluate trained runs",
         "coco-jax evaluate --config=demo --workdir=runs/demo",
         arguments=("--mode=evaluate",),
         needs="clu",
@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "compile": Command(
         "coco_jax.compile",
-        "compile a config for TPUs or GPUs that are not here",
+        "estimate memory and time on TPUs or GPUs that you do not have",
         "coco-jax compile --config=k400_zsar --topology=v5e:16x16",
         needs="clu",
         extra="compile",

@@ -1,4 +1,4 @@
-"""Compiles a config for TPU or GPU topologies that this machine does not have, and reports the cost.
+"""Compiles a config for TPU or GPU topologies that this machine does not have, and estimates the cost.
 
     pip install -r requirements-compile.txt
     python -m coco_jax.compile --config=configs/k400_zsar.py --topology=v5e:16x16
@@ -21,10 +21,12 @@ def define_flags() -> None:
         "config", None, "The experiment: a file, or the name of a config in the package."
     )
     flags.DEFINE_string(
-        "topology", None, "TPU: v5e:16x16, v5p:2x2x2, v6e:4x4 ...; GPU: h100:8, a100:8."
+        "topology", None, "Devices. TPU: v5e:16x16, v5p:2x2x2, v6e:4x4 ...; GPU: h100:8, a100:8."
     )
     flags.DEFINE_integer("seen", 400, "Number of seen classes.", 1)
-    flags.DEFINE_integer("unseen", 160, "Number of unseen classes, which are also the pool.", 1)
+    flags.DEFINE_integer(
+        "unseen", 160, "Number of unseen classes; also used as the pool of the cycle.", 1
+    )
     flags.DEFINE_integer(
         "batch_per_device", None, "Sets config.data.batch to this times the number of devices.", 1
     )

@@ -1,4 +1,4 @@
-"""Every field of a run's configuration, with its default. An experiment in configs/ starts from here.
+"""Every field of a run's config, with its default value. The files in configs/ change these defaults.
 
 `default()` makes a config, `validate()` checks one, and `load_stored()` reads one that a run stored.
 """
@@ -14,19 +14,19 @@ from ml_collections.config_dict import placeholder
 
 from coco_jax.errors import UserError
 
-VERSION = 2  # of the fields below; `migrate` reads older ones
+VERSION = 2  # version of the format of configs; `migrate` converts older ones
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
 TRAINABLE = ("all", "lora", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 
-# The values that a field may have, where they are few.
+# Fields that have a fixed set of values, and these values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "ablation": ABLATIONS,
     "protocol": ("test", "validation", "cross"),
     "data.shared_classes": ("keep", "drop"),
     "data.sampling": ("random", "dense"),
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
-    "video_tower.kind": ("video", "features"),
+    "video_tower.kind": ("video", "i3d", "features"),
     "video_tower.trainable": TRAINABLE,
     "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
     "video_tower.pool": ("cls", "map", "wide_map", "mean"),
@@ -40,8 +40,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cycle.pool": ("unseen", "auxiliary", "episodic"),
     "cycle.form": ("squared", "contrastive"),
 }
-STOP_GRADIENT = ("seen", "unseen", "target")  # what cycle.stop_gradient may list
+STOP_GRADIENT = ("seen", "unseen", "target")  # allowed elements of cycle.stop_gradient
 
+# Fields that must be greater than 0.
 POSITIVE = (
     "data.batch",
     "data.crop",
@@ -75,8 +76,8 @@ POSITIVE = (
     "keep_checkpoints",
 )
 
-# What may differ between a run and its resumption: where and how fast it runs, not what it computes
-# (but for the order in which another mesh adds floats).
+# Fields that may differ when a run is resumed: they do not change the result (except that another
+# mesh adds floats in another order). Names that end with a dot are sections.
 FREE = (
     "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
     "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
@@ -114,13 +115,13 @@ def default() -> ConfigDict:
     # For protocol "cross": train on classes that the tested dataset also has (keep, as papers do)
     # or leave them out (drop).
     c.data.shared_classes = "keep"
-    c.data.batch = 64  # videos a step, over all devices
+    c.data.batch = 64  # videos per step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
     c.data.threads = 4  # decoding threads of each process
-    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own, in
-    # the end of all videos, so several workers need several times the memory.
+    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own and
+    # in time all videos, so several workers need several times the memory.
     c.data.cache = False
-    c.data.sampling = "random"  # random: one frame a segment (TSN) | dense: a fixed stride
+    c.data.sampling = "random"  # random: one frame per segment (TSN) | dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips
     c.data.crop = 1.0  # side of the square crop as a share of the frame's short side
@@ -134,31 +135,34 @@ def default() -> ConfigDict:
     c.text.eval_descriptions = 64  # descriptions of each class in evaluation: always the first ones
     c.text.tokenizer = ""  # a path, or hf:org/name; "": train one on the texts
     c.text.tokenizer_style = "own"  # own | clip | bert | siglip | siglip2 | videoprism
-    c.text.length = 32  # tokens of a text, truncated or padded
-    c.text.vocabulary = 512  # token ids; of a trained tokenizer at most this many
-    c.text.trained_vocabulary = 0  # token ids of the trained tokenizer; set by the run itself
+    c.text.length = 32  # tokens per text; texts are truncated or padded to it
+    c.text.vocabulary = 512  # number of token ids; a trained tokenizer may have fewer
+    c.text.trained_vocabulary = 0  # number of ids of the trained tokenizer; the run sets it
     c.text.shuffle_descriptions = False  # control: gives each class another class's descriptions
 
     c.video_tower = ConfigDict()
     c.video_tower.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
-    # all | lora | none: which tower parameters train. Projections and temporal modules that were
-    # added to a published tower always do.
+    # all | lora | none: which parameters of the tower are trained. Projections, and temporal modules
+    # added to a published tower, are always trained.
     c.video_tower.trainable = "all"
-    c.video_tower.kind = "video"  # video: the transformer | features: an MLP over stored features
+    # video: the transformer | i3d: the 3-D convolutional network of arXiv 1705.07750, of which only
+    # frames, size, mean and std are settings | features: a tower over stored features
+    c.video_tower.kind = "video"
     c.video_tower.feature_dim = 2048  # width of stored features
     c.video_tower.frames = 8
-    c.video_tower.size = 224  # pixels a side
-    c.video_tower.patch = 16  # pixels a side
+    c.video_tower.size = 224  # pixels per side
+    c.video_tower.patch = 16  # pixels per side
     c.video_tower.tubelet = 1  # frames that a patch covers
     c.video_tower.width = 768
     c.video_tower.heads = 12
     c.video_tower.mlp_ratio = 4.0
     c.video_tower.depth = 12  # blocks within a frame
     # blocks | mean | transformer | divided | shift | tokens: how frames are mixed
-    # (models/temporal.py). On a published image tower all but "blocks" start as the mean over frames.
+    # (models/temporal.py). With all but "blocks" and "tokens", the output of the tower before training
+    # is the mean over frames.
     c.video_tower.temporal = "blocks"
-    c.video_tower.temporal_depth = 2  # temporal blocks; for blocks, transformer and tokens
-    c.video_tower.auxiliary_depth = 0  # blocks over all tokens; for tokens
+    c.video_tower.temporal_depth = 2  # for temporal "blocks", "transformer" and "tokens"
+    c.video_tower.auxiliary_depth = 0  # blocks over all tokens; for temporal "tokens"
     c.video_tower.pool = "cls"  # cls | map | wide_map | mean
     c.video_tower.activation = "gelu"  # gelu | gelu_tanh | quick_gelu | relu
     c.video_tower.dropout = 0.0
@@ -171,8 +175,8 @@ def default() -> ConfigDict:
 
     c.text_tower = ConfigDict()
     c.text_tower.weights = ""  # a published checkpoint: a path, or hf:org/name
-    # all | lora | none, as above. With "none" every text is embedded once, and its features are
-    # cached under data.dir; each step draws M cached features for each class.
+    # all | lora | none, as for the video tower. With "none" every text is embedded once and its
+    # features are cached under data.dir; each step draws text.descriptions of them for each class.
     c.text_tower.trainable = "all"
     c.text_tower.width = 512
     c.text_tower.heads = 8
@@ -203,14 +207,14 @@ def default() -> ConfigDict:
     c.model.tau_d = 0.1  # temperature of a video's attention over descriptions
     c.model.label_weight = 0.5  # w of the class semantic feature s_c
     c.model.alpha = 0.5  # weight of the label in scores, if descriptions are used
-    c.model.lambda_desc = 1.0
-    c.model.lambda_cycle = 3.0
-    c.model.lambda_invariant = 0.0
+    c.model.lambda_desc = 1.0  # weight of L_desc (docs/method.md)
+    c.model.lambda_cycle = 3.0  # weight of L_cycle
+    c.model.lambda_invariant = 0.0  # weight of L_invariant
 
     c.cycle = ConfigDict()
-    c.cycle.pool = (
-        "unseen"  # unseen (the paper's, uses the texts of test classes) | auxiliary | episodic
-    )
+    # unseen: the tested classes, as in the paper | auxiliary: other actions of the corpus |
+    # episodic: half of the seen classes. Only "unseen" uses texts of tested classes.
+    c.cycle.pool = "unseen"
     c.cycle.form = "squared"  # squared | contrastive
     c.cycle.heads = 1
     c.cycle.tau_r = 0.1  # temperature of the cycle's attention
@@ -227,7 +231,8 @@ def default() -> ConfigDict:
     c.optimizer.b2 = 0.98
     c.optimizer.weight_decay = 0.05  # of kernels only
     c.optimizer.clip_norm = 1.0  # bound of the gradient's global norm
-    # Cut the batch of a step to save memory; the gradient stays that of the whole batch (GradCache).
+    # Number of parts in which a batch is processed, to save memory. The gradient is that of the whole
+    # batch (GradCache).
     c.optimizer.microbatches = 1
     # (regular expression for a parameter's path, factor); the first match counts.
     c.optimizer.learning_rate_multipliers = ((".*", 1.0),)
@@ -253,7 +258,7 @@ def default() -> ConfigDict:
 
     c.log_every = 10  # steps
     c.checkpoint_every = 1_000  # steps; the last step is always stored
-    c.keep_checkpoints = 2
+    c.keep_checkpoints = 2  # number of latest checkpoints that are kept
     return c.lock()
 
 
@@ -403,9 +408,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config with the field names of this version, flat as `flatten` gives it.
+    """Converts a stored config to the fields of this version; returns it flat, as `flatten` does.
 
-    Fields that did not exist when it was stored get their defaults.
+    Fields that did not exist in the stored version get their defaults.
 
     Raises:
       UserError: it is of a later version.
@@ -428,12 +433,13 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
 def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = FREE
 ) -> list[str]:
-    """`field: old -> new` of every field that differs, but for those that begin as `free` says.
+    """Lists `field: old -> new` for every changed field, except those that start with one of `free`.
 
     Args:
-      old: a config as it was stored, by this version or an earlier one.
-      new: another.
-      free: beginnings of fields that may differ; by default those that do not matter to a resumed run.
+      old: a config, as this version or an earlier one stored it.
+      new: another config.
+      free: prefixes of fields to ignore; by default those that do not affect the result of a resumed
+        run.
     """
     a, b = migrate(old), migrate(new)
     if "version" not in old and not b["text.tokenizer"]:
@@ -479,7 +485,7 @@ def _reason(field: str, error: Exception) -> str:
 
 
 def no_such_field(field: str) -> str:
-    """What to say of a field that does not exist."""
+    """The error message for a field that does not exist, with the nearest existing name."""
     known = list(flatten(default().to_dict()))
     near = difflib.get_close_matches(field, known, 1, cutoff=0.5)
     hint = f"; did you mean config.{near[0]}?" if near else ""
@@ -487,5 +493,5 @@ def no_such_field(field: str) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that configs have."""
+    """Converts the lists of JSON to the tuples of a config."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -20,8 +20,8 @@ def define_flags() -> None:
         "config", None, "The experiment: a file, or the name of a config in the package."
     )
     flags.DEFINE_string("workdir", None, "Folder for all outputs; runs/CONFIG by default.")
-    flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "What to do.")
-    flags.DEFINE_bool("allow_config_change", False, "Resume although the config differs.")
+    flags.DEFINE_enum("mode", "both", ["train", "evaluate", "both"], "Train, evaluate, or both.")
+    flags.DEFINE_bool("allow_config_change", False, "Resume a run whose config has changed.")
     flags.DEFINE_string(
         "profile_steps", "", "FIRST:LAST steps to trace for TensorBoard's profiler, e.g. 10:15."
     )
@@ -31,7 +31,7 @@ def define_flags() -> None:
         "host:port of process 0 if several processes run, or 'auto' on a cluster.",
     )
     flags.DEFINE_integer("processes", None, "Number of processes.")
-    flags.DEFINE_integer("process", None, "Index of this process.")
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 
 
 def command(argv: list[str]) -> None:
@@ -40,7 +40,7 @@ def command(argv: list[str]) -> None:
     from coco_jax.training import multihost
 
     values = flags.FLAGS
-    # A single value on the command line replaces the sweep of the file.
+    # A single value on the command line replaces the sweep in the config file.
     for field in set(config_flags.get_override_values(values["config"])) & set(values.config.sweep):
         values.config.sweep[field] = ()
     workdir = _workdir(values.workdir, values.config)
@@ -56,7 +56,7 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     """The folder for outputs.
 
     Raises:
-      UserError: it cannot be written, or it is the default one and has results of another config.
+      UserError: it is not writable, or it is the default folder and has results of another config.
     """
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(given or f"runs/{name}")
@@ -68,7 +68,7 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
         stored = json.loads(results.read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results}: cannot be read ({error}); remove it") from error
-    # Unlike a run, results are also changed by another sweep.
+    # A single run does not depend on the sweep, but results.json does.
     if differ := changes(stored, config.to_dict(), [field for field in FREE if field != "sweep."]):
         raise UserError(
             f"{workdir} has the results of another config ({'; '.join(differ)}); choose another folder "

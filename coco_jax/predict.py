@@ -2,8 +2,8 @@
 
 python -m coco_jax.predict --checkpoint=runs/demo/full/split1/seed0 --video=a.mp4 --actions="x,y,z"
 
-Exit codes: 0 every video was answered; 3 some could not be read, which the output says; 2 the command
-could not start.
+Exit codes: 0: all videos were ranked; 2: the command could not start; 3: some videos could not be read,
+and the output gives the reason for each.
 """
 
 import json
@@ -23,14 +23,16 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("checkpoint", None, "The folder of a run (it has config.json).")
     flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
-    flags.DEFINE_string("actions", None, 'The candidates: "juggling, rope skipping".')
+    flags.DEFINE_string("actions", None, 'Candidate actions: "juggling, rope skipping".')
     flags.DEFINE_string(
-        "actions_file", None, "The candidates: one a line, or CSV with a column action."
+        "actions_file",
+        None,
+        "File of candidate actions: one per line, or CSV with a column action.",
     )
     flags.DEFINE_string(
         "descriptions",
         None,
-        "Captions of the actions: JSON {action: [caption, ...]}, or CSV action,description.",
+        "File of captions: JSON {action: [caption, ...]}, or CSV action,description.",
     )
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
 

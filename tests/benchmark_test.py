@@ -25,7 +25,8 @@ def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_di
             "--config.video_tower.frames=8", "--config.optimizer.steps=200",
             "--config.text.eval_descriptions=16",
             "--config.checkpoint_every=200",
-        )
+        ),
+        optimize=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "label+desc/split1/seed0"

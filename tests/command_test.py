@@ -1,4 +1,4 @@
-"""Tests of what the commands share: how configs are found, and errors of one line."""
+"""Code that all commands share: finding config files, one-line errors, output folders."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.helpers import runs
 
 @pytest.fixture
 def refused(parse, capsys):
-    """The one line with which coco_jax.main refuses arguments."""
+    """Returns a function that gives the one-line error of coco_jax.main for its arguments."""
 
     def line_of(*arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
@@ -31,7 +31,7 @@ def refused(parse, capsys):
 @pytest.mark.parametrize(
     "written", ["k400_zsar", "k400_zsar.py", "configs/k400_zsar.py", "configs/k400_zsar"]
 )
-def test_a_packaged_config_is_found_by_name_from_any_folder(parse, tmp_path, monkeypatch, written):
+def test_packaged_config_is_found_by_name_from_any_folder(parse, tmp_path, monkeypatch, written):
     from coco_jax.configs import k400_zsar
 
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_a_packaged_config_is_found_by_name_from_any_folder(parse, tmp_path, mon
         assert flags.FLAGS.config.to_dict() == want.to_dict()
 
 
-def test_a_file_of_the_user_comes_before_a_packaged_config(parse, tmp_path, monkeypatch):
+def test_file_of_the_user_has_priority_over_a_packaged_config(parse, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/demo.py").write_text(
         "from coco_jax.config import default\n"
@@ -54,7 +54,7 @@ def test_a_file_of_the_user_comes_before_a_packaged_config(parse, tmp_path, monk
 
 
 @pytest.mark.parametrize("written", ["k400_zasr", "k400_zasr.py", "configs/k400_zasr.py"])
-def test_an_unknown_config_is_answered_with_near_and_with_all_names(refused, written):
+def test_error_for_an_unknown_config_suggests_the_nearest_name_and_lists_all(refused, written):
     line = refused(f"--config={written}")
     assert line.startswith(f"--config={written}: neither a file nor a config of the package; ")
     assert "did you mean k400_zsar?" in line
@@ -79,7 +79,7 @@ def test_an_unknown_config_is_answered_with_near_and_with_all_names(refused, wri
     ],
     ids=["raises", "KeyError", "import", "two lines", "syntax", "dict", "no function", "field"],
 )  # fmt: skip
-def test_a_config_file_with_an_error_is_one_line_with_its_place(
+def test_error_in_a_config_file_is_one_line_with_its_line_number(
     refused, tmp_path, text, line, message
 ):
     path = tmp_path / "mine.py"
@@ -88,7 +88,7 @@ def test_a_config_file_with_an_error_is_one_line_with_its_place(
     assert got.startswith(f"--config: {path}:{line}: ") and message in got
 
 
-def test_a_syntax_error_of_an_imported_file_is_placed_where_it_is_imported(
+def test_syntax_error_in_an_imported_file_has_the_line_of_the_import(
     refused, tmp_path, monkeypatch
 ):
     (tmp_path / "broken_helper.py").write_text("x = 1\n" * 8 + "def\n")
@@ -108,12 +108,12 @@ def test_a_syntax_error_of_an_imported_file_is_placed_where_it_is_imported(
         (("--config=demo", "extra"), "'extra' is not a flag"),
     ],
 )
-def test_a_wrong_flag_is_one_line(refused, arguments, message):
+def test_wrong_flag_is_a_one_line_error(refused, arguments, message):
     assert message in refused(*arguments)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, name):
+def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(
         UserError, match=rf"^--workdir={tmp_path}/{name}: .*; choose another folder$"
@@ -121,13 +121,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, name):
         writable_folder(tmp_path / name, "--workdir")
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+def test_writable_folder_is_created_and_stays_empty(tmp_path):
     writable_folder(tmp_path / "a/b", "--workdir")
     assert list((tmp_path / "a/b").iterdir()) == []
 
 
-def test_a_reader_that_leaves_early_brings_no_traceback():
-    """As `coco_jax.compile --help | head -1` does; here nobody reads at all."""
+def test_closed_output_pipe_causes_no_traceback():
+    """As in `coco_jax.compile --help | head -1`; here the pipe is closed from the start."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -16,7 +16,7 @@ def test_choices_are_those_that_the_code_implements():
     assert set(CHOICES["text.tokenizer_style"]) == {"own", *STYLES}
 
 
-def test_only_fields_that_matter_are_changes():
+def test_changes_lists_only_fields_that_affect_the_result():
     old, new = default(), default()
     new.log_every, new.mesh.fsdp, new.optimizer.learning_rate = 1, 4, 0.5
     assert changes(old.to_dict(), new.to_dict()) == ["optimizer.learning_rate: 0.001 -> 0.5"]

@@ -1,4 +1,4 @@
-"""A trained run and a video file, shared by the tests that name actions in videos."""
+"""Fixtures for tests of several folders: a trained run, its recognizer, a video file, parsed flags."""
 
 import pathlib
 import sys
@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-# coco_jax is imported in the fixtures: jaxtyping's checks come after conftest files are loaded.
+# coco_jax is imported in the fixtures: jaxtyping adds its checks after it has loaded conftest files.
 
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory, data_dir) -> pathlib.Path:
-    """The folder of a trained run, not yet evaluated; how good the model is does not matter here."""
+    """The folder of a trained run, not yet evaluated; its accuracy does not matter."""
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
@@ -41,7 +41,7 @@ def video_path(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Parses the command line of a command, in this process: `parse(main, "--config=demo")`."""
+    """Parses flags of a command in this process: `parse(main, "--config=demo")`."""
     from absl import flags
 
     from coco_jax.command import parser

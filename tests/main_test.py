@@ -1,4 +1,4 @@
-"""The command from outside: what it writes, how it survives, what it says of bad input."""
+"""The command coco_jax.main: its output files, interruptions, several processes, one-line errors."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ RUN = "full/split1/seed0"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
-    """A tiny sweep of two ablations, run to its end."""
+    """A finished tiny sweep of two ablations."""
     folder = tmp_path_factory.mktemp("finished")
     config = runs.write_config(folder / "config.py", data_dir, sweep__ablation=("label", "full"))
     done = runs.call(*runs.command(config, folder / "run", "--profile_steps=3:4"))
@@ -34,17 +34,17 @@ def finished(tmp_path_factory, data_dir):
     return config, folder / "run", done
 
 
-def test_a_sweep_leaves_results_figures_and_a_table(finished):
+def test_sweep_writes_results_plots_and_a_table(finished):
     _, workdir, done = finished
     results = json.loads((workdir / "results.json").read_text())
     assert results["dataset"] == "motion_zsar" and results["pool"] == "unseen"
     assert results["chance"] == 0.125 and results["seeds"] == [0]
     assert list(results["ablations"]) == ["label", "full"]
-    for figures in results["ablations"].values():
-        assert set(figures) == {"top1", "top5", "generalised"}
-        assert set(figures["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
-        assert figures["top1"]["mean"] == figures["top1"]["runs"][0]
-        assert 0 <= figures["top1"]["mean"] <= figures["top5"]["mean"] <= 1
+    for metrics in results["ablations"].values():
+        assert set(metrics) == {"top1", "top5", "generalised"}
+        assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
+        assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]
+        assert 0 <= metrics["top1"]["mean"] <= metrics["top5"]["mean"] <= 1
     for name in ("confusion.png", "clips.png"):
         assert (workdir / "plots" / name).read_bytes().startswith(b"\x89PNG")
     assert "| label " in done.stdout and "| full " in done.stdout
@@ -52,14 +52,16 @@ def test_a_sweep_leaves_results_figures_and_a_table(finished):
     assert (workdir / RUN / "parameters.txt").read_text().count("kernel") > 5
 
 
-def test_a_step_s_time_is_split_and_traced(finished):
+def test_time_of_a_step_is_split_and_profiled(finished):
     _, workdir, done = finished
-    parts = [runs.losses(workdir / RUN, f"seconds/{what}") for what in ("data", "host", "device")]
+    parts = [runs.losses(workdir / RUN, f"seconds/{part}") for part in ("data", "host", "device")]
     for step, whole in runs.losses(workdir / RUN, "seconds/step").items():
         assert whole == pytest.approx(sum(part[step] for part in parts), rel=1e-5)
         assert all(part[step] >= 0 for part in parts)
     assert set(runs.losses(workdir / RUN, "broken_videos").values()) == {0}
-    assert "clips/s (data " in done.stderr and "MFU" not in done.stderr  # a CPU's peak is not known
+    assert (
+        "clips/s (data " in done.stderr and "MFU" not in done.stderr
+    )  # the peak of a CPU is unknown
     (trace,) = (workdir / RUN / "plugins" / "profile").glob("*/*.xplane.pb")
     lines = [line for plane in ProfileData.from_file(str(trace)).planes for line in plane.lines]
     events = [event for line in lines for event in line.events if event.name == "train"]
@@ -67,7 +69,7 @@ def test_a_step_s_time_is_split_and_traced(finished):
     assert f"tensorboard --logdir={workdir / RUN}" in done.stderr
 
 
-def test_a_finished_sweep_is_not_trained_again(finished):
+def test_finished_sweep_is_not_trained_again(finished):
     config, workdir, _ = finished
     before = (workdir / RUN / "result.json").stat().st_mtime_ns
     again = runs.call(*runs.command(config, workdir, "--config.data.dir=/nowhere"))
@@ -76,7 +78,7 @@ def test_a_finished_sweep_is_not_trained_again(finished):
     assert (workdir / RUN / "result.json").stat().st_mtime_ns == before
 
 
-def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
+def test_mode_evaluate_gives_the_same_metrics(finished, tmp_path):
     config, workdir, _ = finished
     stored = runs.result(workdir / RUN)
     (workdir / RUN / "result.json").rename(tmp_path / "result.json")
@@ -85,8 +87,8 @@ def test_evaluation_alone_gives_the_same_figures(finished, tmp_path):
     assert runs.result(workdir / RUN) == stored
 
 
-def signalled(command, step, number):
-    """The exit code, last words and seconds of a run that gets a signal at a step, and after it."""
+def run_and_signal(command, step, number):
+    """Runs a command and sends a signal at a step; returns exit code, later stderr and seconds."""
     with subprocess.Popen(
         command,
         env=runs.environment(),
@@ -103,30 +105,32 @@ def signalled(command, step, number):
     return child.wait(), rest, time.monotonic() - began
 
 
-def test_stopped_by_each_signal_in_turn_it_ends_bit_for_bit_the_same(uninterrupted, tmp_path):
-    """SIGKILL, Ctrl-C, then SIGTERM; the last two save the step that they come at."""
+def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
+    uninterrupted, tmp_path
+):
+    """SIGKILL, SIGINT (Ctrl-C) and SIGTERM, in turn. The last two save the current step."""
     config, whole = uninterrupted
     command = runs.command(config, tmp_path)
     checkpoints = tmp_path / RUN / "checkpoints"
-    code, _, _ = signalled(command, 5, signal.SIGKILL)
+    code, _, _ = run_and_signal(command, 5, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    half = runs.call(*command, "--mode=evaluate")
-    assert "training stopped at step" in one_line(half)
-    other = runs.call(*command, "--config.model.dim=16")
-    assert "model.dim: 32 -> 16" in one_line(other)
-    (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # half written
+    unfinished = runs.call(*command, "--mode=evaluate")
+    assert "training stopped at step" in one_line(unfinished)
+    changed = runs.call(*command, "--config.model.dim=16")
+    assert "model.dim: 32 -> 16" in one_line(changed)
+    (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # an incomplete checkpoint
     for at, number, expected in ((7, signal.SIGINT, 130), (9, signal.SIGTERM, 0)):
-        code, said, seconds = signalled(command, at, number)
+        code, errors, seconds = run_and_signal(command, at, number)
         assert code == expected and seconds < 30
-        assert "step 1/12" not in said and "Traceback" not in said
-        (step,) = re.findall(rf"stopped by {number.name}; step (\d+) is saved", said)
-        assert said.strip().splitlines()[-1].endswith("run the same command to resume")
+        assert "step 1/12" not in errors and "Traceback" not in errors
+        (step,) = re.findall(rf"stopped by {number.name}; step (\d+) is saved", errors)
+        assert errors.strip().splitlines()[-1].endswith("run the same command to resume")
         assert at <= int(step) < 12
-        assert (checkpoints / step).is_dir()  # of that step, due or not
+        assert (checkpoints / step).is_dir()  # also if no checkpoint was due
     resumed = runs.call(*command)
     assert resumed.returncode == 0, resumed.stderr
     assert not list(checkpoints.glob("*tmp*"))
-    assert "step 1/12" not in resumed.stderr  # it was taken up, not begun again
+    assert "step 1/12" not in resumed.stderr  # resumed, not started again
     want, got = runs.final_params(whole / RUN), runs.final_params(tmp_path / RUN)
     assert want.keys() == got.keys() and len(want) > 20
     for name in want:
@@ -165,7 +169,10 @@ def start_two(config, workdir, *flags):
 
 
 def read_until(stream, part: str) -> None:
-    """Reads lines up to the one that holds `part`; the rest is read by a thread, as pipes fill."""
+    """Reads lines up to one that contains `part`.
+
+    Read the rest in a thread (`Drain`): the child blocks when the pipe is full.
+    """
     for line in stream:
         if part in line:
             return
@@ -173,7 +180,7 @@ def read_until(stream, part: str) -> None:
 
 
 class Drain(threading.Thread):
-    """What a child still writes."""
+    """A thread that reads the remaining output of a child process into `text`."""
 
     def __init__(self, stream):
         super().__init__(daemon=True)
@@ -184,36 +191,36 @@ class Drain(threading.Thread):
         self.text = self.stream.read()
 
 
-def test_two_processes_give_the_losses_of_one_and_one_takes_them_over(data_dir, tmp_path):
-    """SIGTERM to one of the two stops both at the same step; a single process makes the rest."""
+def test_two_processes_have_the_losses_of_one_and_one_process_can_resume_them(data_dir, tmp_path):
+    """SIGTERM to one of the two stops both at the same step."""
     config = runs.write_config(
-        tmp_path / "c.py", data_dir, optimizer__steps=20, checkpoint_every=100, mesh__fsdp=2
+        tmp_path / "c.py", data_dir, optimizer__steps=12, checkpoint_every=100, mesh__fsdp=2
     )
     one = runs.call(*runs.command(config, tmp_path / "one"), devices=2)
     assert one.returncode == 0, one.stderr
     children = start_two(config, tmp_path / "two")
     drain = Drain(children[1].stderr)
-    read_until(children[0].stderr, "step 10/20")
+    read_until(children[0].stderr, "step 5/12")
     children[1].send_signal(signal.SIGTERM)
-    _, told = children[0].communicate(timeout=30)
-    assert [child.wait(30) for child in children] == [0, 0], told + drain.text
-    (step,) = map(int, re.findall(r"stopped by SIGTERM; step (\d+) is saved", told))
-    assert 10 <= step < 20
+    _, errors = children[0].communicate(timeout=30)
+    assert [child.wait(30) for child in children] == [0, 0], errors + drain.text
+    (step,) = map(int, re.findall(r"stopped by SIGTERM; step (\d+) is saved", errors))
+    assert 5 <= step < 12
     rest = runs.call(*runs.command(config, tmp_path / "two"), devices=2)
     assert rest.returncode == 0, rest.stderr
     want, got = (runs.losses(tmp_path / name / RUN) for name in ("one", "two"))
-    assert sorted(want) == sorted(got) == list(range(1, 21))
+    assert sorted(want) == sorted(got) == list(range(1, 13))
     np.testing.assert_allclose([got[s] for s in want], list(want.values()), atol=1e-4)
     a, b = (runs.result(tmp_path / name / RUN) for name in ("one", "two"))
     assert a["top1"] == pytest.approx(b["top1"], abs=0.01)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_where_a_process_dies_the_other_stops_and_says_why(data_dir, tmp_path, victim):
+def test_if_a_process_dies_the_other_exits_with_the_reason(data_dir, tmp_path, victim):
     config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000)
     children = start_two(config, tmp_path / "two", "--config.log_every=1")
     drain = Drain(children[1].stderr)
-    # The second process says nothing of its steps: where the first checkpoint is, both are at work.
+    # Only the first process prints its steps. If there is a checkpoint, both are training.
     first = Drain(children[0].stderr)
     deadline = time.monotonic() + 240
     while not (tmp_path / "two" / RUN / "checkpoints" / "3").is_dir():
@@ -230,7 +237,7 @@ def test_where_a_process_dies_the_other_stops_and_says_why(data_dir, tmp_path, v
 
 
 def one_line(done, code=2) -> str:
-    """The error of a failed command: a single line, no traceback."""
+    """Returns the error of a failed command; asserts that it is one line without a traceback."""
     assert done.returncode == code, (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("coco_jax.")]
@@ -240,7 +247,7 @@ def one_line(done, code=2) -> str:
 
 @pytest.fixture
 def demo_results(parse, tmp_path, monkeypatch):
-    """Makes runs/demo/results.json in the working folder, of a config that flags changed."""
+    """Returns a function that writes runs/demo/results.json of a config, and the _workdir of flags."""
     monkeypatch.chdir(tmp_path)
 
     def make(*overrides):
@@ -264,27 +271,29 @@ def demo_results(parse, tmp_path, monkeypatch):
         ((), ("--config.sweep.seed=(0,1)",), "sweep.seed: [] -> [0, 1]"),
     ],
 )
-def test_the_default_workdir_keeps_the_results_of_another_config(demo_results, stored, now, named):
+def test_default_workdir_with_results_of_another_config_is_an_error(
+    demo_results, stored, now, named
+):
     make, workdir = demo_results
     make(*stored)
     with pytest.raises(UserError, match=r"^runs/demo has the results of another config") as caught:
         workdir(*now)
     assert named in str(caught.value) and "--workdir" in str(caught.value)
     assert workdir(*now, "--workdir=runs/other") == pathlib.Path("runs/other")
-    assert workdir(*now, "--workdir=runs/demo") == pathlib.Path("runs/demo")  # it was asked for
+    assert workdir(*now, "--workdir=runs/demo") == pathlib.Path("runs/demo")  # explicit, so allowed
 
 
-def test_the_default_workdir_takes_the_same_config_again(demo_results):
-    """Also on another machine."""
+def test_default_workdir_is_used_again_with_the_same_config(demo_results):
+    """Fields that do not affect the result may change, e.g. on another machine."""
     make, workdir = demo_results
-    assert workdir("--config.seed=1") == pathlib.Path("runs/demo")  # nothing is there yet
+    assert workdir("--config.seed=1") == pathlib.Path("runs/demo")  # no results yet
     shutil.rmtree("runs")
     make("--config.seed=1")
     moved = ("--config.data.dir=elsewhere", "--config.data.workers=4", "--config.mesh.fsdp=2")
     assert workdir("--config.seed=1", *moved) == pathlib.Path("runs/demo")
 
 
-def test_a_workdir_that_cannot_be_written_is_one_line(demo_results, tmp_path):
+def test_workdir_that_cannot_be_created_is_a_one_line_error(demo_results, tmp_path):
     _, workdir = demo_results
     (tmp_path / "runs").touch()
     for given, named in (((), "runs/demo"), (("--workdir=runs/a/b",), "runs/a/b")):
@@ -295,14 +304,14 @@ def test_a_workdir_that_cannot_be_written_is_one_line(demo_results, tmp_path):
 @pytest.mark.parametrize(
     "module", ["coco_jax.main", "coco_jax.predict", "coco_jax.compile", "tfds_builders.build"]
 )
-def test_every_command_refuses_a_flag_it_does_not_know(module):
+def test_unknown_flag_is_a_one_line_error_of_every_command(module):
     done = runs.call(sys.executable, "-m", module, "--mood=both")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{module}: Unknown command line flag 'mood'")
 
 
-def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
+def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path):
     config, _, _ = finished
     done = runs.call(*runs.command(config, tmp_path / "x", "--config.data.name=nothing"))
     assert "dataset 'nothing' does not exist" in one_line(done)
@@ -329,16 +338,14 @@ def test_a_bad_config_is_one_line_and_exit_code_2(finished, tmp_path):
         ("text__vocabulary", 5, "config.text.vocabulary: 5"),
     ],
 )
-def test_a_config_that_cannot_work_says_which_field_and_what_to_do(
-    tiny, tmp_path, field, value, message
-):
+def test_invalid_config_is_a_one_line_error_with_the_field(tiny, tmp_path, field, value, message):
     config = tiny(**{field: value})
     with pytest.raises(UserError, match=message) as caught:
         run(config, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_config_is_refused_field_by_field_unless_allowed(finished):
+def test_changed_config_is_an_error_that_lists_the_changed_fields(finished):
     config, workdir, _ = finished
     changed = runs.command(
         config, workdir, "--config.optimizer.learning_rate=0.5", "--config.log_every=7"
@@ -347,14 +354,14 @@ def test_a_changed_config_is_refused_field_by_field_unless_allowed(finished):
     assert "optimizer.learning_rate: 0.002 -> 0.5" in error and "log_every" not in error
 
 
-def test_a_single_value_on_the_command_line_stands_in_for_the_sweep(finished, tmp_path):
+def test_single_value_on_the_command_line_replaces_the_sweep(finished, tmp_path):
     config, _, _ = finished
     done = runs.call(*runs.command(config, tmp_path, "--config.ablation=label", "--mode=train"))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["label"]
 
 
-def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / RUN / "result.json").unlink()
@@ -365,7 +372,7 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     assert "checkpoints/6: the checkpoint is damaged" in error
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_of_it_is_kept(data_dir, tmp_path):
+def test_loss_that_is_not_finite_is_an_error_and_no_checkpoint_is_saved(data_dir, tmp_path):
     config = runs.write_config(
         tmp_path / "c.py",
         data_dir,
@@ -375,6 +382,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_of_it_is_kept(data_
     )
     error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
     assert "the loss is nan" in error and "config.optimizer.learning_rate" in error
-    assert error.count("_0") >= 8  # the ids of the batch's clips
-    kept = [p for p in (tmp_path / "run" / RUN / "checkpoints").iterdir() if p.name.isdigit()]
-    assert not kept
+    assert error.count("_0") >= 8  # the ids of the clips in the batch
+    folder = tmp_path / "run" / RUN / "checkpoints"
+    assert not [path for path in folder.iterdir() if path.name.isdigit()]

@@ -1,4 +1,4 @@
-"""Tests of the package: what its wheel holds, and that dependencies are stated once."""
+"""The package: the files and metadata of its wheel; the versions in requirements files."""
 
 import configparser
 import pathlib
@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def _unwanted(folder: str, names: list[str]) -> set[str]:
-    """What does not belong to the repository."""
+    """Names of files and folders that are not part of the repository."""
     made = {"data", "runs", "site", "build"} if pathlib.Path(folder) == ROOT else set()
     return {
         n for n in names if n in made or n.startswith(".") or n.endswith(("cache__", "egg-info"))
@@ -28,7 +28,7 @@ def _unwanted(folder: str, names: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel, built from a copy of the repository without the network."""
+    """The wheel, built from a copy of the repository without network access."""
     (needed,) = map(Requirement, PROJECT["build-system"]["requires"])
     if Version(setuptools.__version__) not in needed.specifier:
         pytest.skip(f"building needs {needed}; {setuptools.__version__} is installed")
@@ -42,12 +42,16 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_every_module_config_and_data_file_and_no_other(wheel):
+def test_wheel_has_exactly_the_modules_configs_and_data_files(wheel):
     wanted = {"coco_jax/py.typed"}
     for source, target in (("coco_jax", "coco_jax"), ("tfds_builders", "tfds_builders"),
                            ("configs", "coco_jax/configs")):  # fmt: skip
         for path in (ROOT / source).rglob("*"):
-            if path.suffix == ".py" or path.name in ("checksums.tsv", "README.md"):
+            if (
+                path.suffix == ".py"
+                or path.name in ("checksums.tsv", "README.md")
+                or (path.parent.name == "starter" and path.suffix in (".jsonl", ".md"))
+            ):
                 wanted.add(f"{target}/{path.relative_to(ROOT / source).as_posix()}")
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == wanted
@@ -55,7 +59,7 @@ def test_the_wheel_holds_every_module_config_and_data_file_and_no_other(wheel):
     assert "coco_jax/configs/demo.py" in held
 
 
-def test_the_wheel_names_the_command_the_licence_and_the_version(wheel):
+def test_wheel_metadata_has_the_command_the_license_and_the_version(wheel):
     from coco_jax.version import __version__
 
     (info,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
@@ -64,15 +68,16 @@ def test_the_wheel_names_the_command_the_licence_and_the_version(wheel):
     assert dict(entries["console_scripts"]) == {"coco-jax": "coco_jax.cli:main"}
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in metadata
-    assert "\nLicense-Expression: Apache-2.0\n" in metadata
-    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0\n" in metadata
+    for file in PROJECT["project"]["license-files"]:
+        assert f"{info}/licenses/{file}" in wheel.namelist()
 
 
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
-def test_requirements_files_state_no_version_that_pyproject_does_not(file):
+def test_versions_in_requirements_files_agree_with_pyproject(file):
     lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
     lines = [line for line in lines if line]
     stated = {
@@ -80,11 +85,14 @@ def test_requirements_files_state_no_version_that_pyproject_does_not(file):
         for group in (PROJECT["project"]["dependencies"], *EXTRAS.values())
         for line in group
     }
-    if file.name == "requirements-lock.txt":  # what was installed fits what is stated
+    if file.name == "requirements-lock.txt":  # the pinned versions satisfy pyproject
         locked = dict(line.split("==") for line in lines)
         locked = {name.replace("_", "-").lower(): version for name, version in locked.items()}
         for name, requirement in stated.items():
-            if name not in ("coco-jax", "libtpu"):  # the package itself, and of another extra
+            if name not in (
+                "coco-jax",
+                "libtpu",
+            ):  # itself; not pinned
                 assert Version(locked[name]) in requirement.specifier, name
         return
     for line in lines:

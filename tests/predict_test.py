@@ -1,11 +1,11 @@
-"""Tests of the command that names actions in videos: its output and its exit codes."""
+"""The command coco_jax.predict: its output and its exit codes."""
 
 import json
 
 from tests.helpers import runs
 
 
-def test_the_command_prints_json_for_machines(trained_run, video_path):
+def test_flag_json_prints_the_scores_as_json(trained_run, video_path):
     done = runs.call(
         runs.sys.executable, "-m", "coco_jax.predict", f"--checkpoint={trained_run}",
         f"--video={video_path}", "--actions=juggling, rope skipping", "--json",
@@ -17,7 +17,9 @@ def test_the_command_prints_json_for_machines(trained_run, video_path):
     assert row["actions"][0]["score"] >= row["actions"][1]["score"]
 
 
-def test_bad_video_becomes_a_row_and_the_others_are_answered(trained_run, video_path, tmp_path):
+def test_invalid_video_has_an_error_in_its_row_and_the_others_are_ranked(
+    trained_run, video_path, tmp_path
+):
     (tmp_path / "x.mp4").write_bytes(b"not a video at all")
     done = runs.call(
         runs.sys.executable, "-m", "coco_jax.predict", f"--checkpoint={trained_run}",

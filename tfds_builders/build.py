@@ -148,8 +148,8 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "max_broken",
         0.01,
-        "Fraction of a split's videos that may be broken; 3 videos always may. Broken videos are left "
-        "out and listed in report.json.",
+        "Fraction of a split's videos that may be broken; up to 3 videos may be in any case. They are "
+        "left out and listed in report.json.",
     )
     flags.DEFINE_integer(
         "jpeg_side", 288, "Short side of JPEG frames, in pixels (configs with jpeg)."

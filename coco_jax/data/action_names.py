@@ -1,7 +1,7 @@
-"""Matches the names of actions to a benchmark's classes, however each spells them.
+"""Matches the names of actions to the classes of a benchmark, regardless of spelling.
 
-Kinetics writes "push up", UCF101 "PushUps", HMDB51 "pushup"; `normal` gives all three one key.
-Where more than spelling differs, an explicit table says so. Pure Python: no TensorFlow.
+Kinetics writes "push up", UCF101 "PushUps", HMDB51 "pushup"; `normal` gives all three the same key.
+Classes that Kinetics-600 renamed are in the table `RENAMED`. Does not import TensorFlow.
 """
 
 import collections
@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import snowballstemmer
 
-# The 12 classes of Kinetics-400 that Kinetics-600 keeps under another name: those of the 600 names
-# in none of the 620 (400 + 220 new) of classes620_label_defn.json, which spells them the old way
-# (github.com/DeLightCMU/ElaborativeRehearsal at e3130fd), beside the name in the label map of 400
-# (github.com/open-mmlab/mmaction2 at 4d6c9347, tools/data). Kinetics-700 has a class
-# "baby waking up" beside "waking up", so these never go into `normal`.
+# The 12 classes of Kinetics-400 that Kinetics-600 has under another name: old name, new name.
+# The new names are those of the 600 that are not among the 620 (400 + 220 new) classes of
+# classes620_label_defn.json, which uses the old names (github.com/DeLightCMU/ElaborativeRehearsal
+# at e3130fd). The old names are those of the label map of Kinetics-400
+# (github.com/open-mmlab/mmaction2 at 4d6c9347, tools/data). `normal` does not apply this table,
+# because Kinetics-700 has both classes "baby waking up" and "waking up".
 RENAMED = {
     "baby waking up": "waking up",
     "balloon blowing": "inflating balloons",
@@ -41,30 +42,31 @@ _APOSTROPHES = re.compile("['’ʼ`]")
 
 
 class Match(NamedTuple):
-    """What became of each action and each class; everything in the order it was given."""
+    """The result of `match`; actions and classes are in the order in which they were given."""
 
     found: dict[str, str]  # action -> class
     unmatched_actions: list[str]
     unmatched_classes: list[str]
-    ambiguous: dict[str, list[str]]  # action -> the classes it might mean; in `found` under none
+    ambiguous: dict[str, list[str]]  # action -> the classes that match it; not in `found`
 
 
 def normal(name: str) -> str:
-    """The key of a name: that of every other way to spell it.
+    """The key of a name; different spellings of a name have the same key.
 
-    Case, underscores, hyphens, spaces, CamelCase, punctuation, articles, plurals and the endings
-    of verbs make no difference ("HandStandPushups" is "hand-stand push-up", "ride_bike" is "riding
-    a bike"); words, their order and what stands in brackets do.
+    The key does not depend on case, underscores, hyphens, spaces, CamelCase, punctuation, articles,
+    plurals and the endings of verbs: "HandStandPushups" and "hand-stand push-up" have the same key,
+    and so do "ride_bike" and "riding a bike". It depends on the words, including those in brackets,
+    and on their order.
     """
     text = _APOSTROPHES.sub("", unicodedata.normalize("NFKC", name))
     words = _WORD.findall(_CAMEL.sub(" ", text).casefold())
     kept = [word for word in words if word not in _ARTICLES] or words
-    # Joined, since "pull ups" and "pullup", "hand stand" and "handstand" differ by no more.
+    # Joined without spaces, so that "pull ups" equals "pullup", and "hand stand" equals "handstand".
     return "".join(map(_stem, kept))
 
 
 class Classes:
-    """A benchmark's classes, to be asked which of them an action names."""
+    """The classes of a benchmark, with indices to look up an action."""
 
     def __init__(self, classes: Iterable[str]):
         self.classes = list(dict.fromkeys(classes))
@@ -77,11 +79,12 @@ class Classes:
                 self._bare[normal(_bare(name))].append(name)
 
     def hits(self, action: str) -> list[str]:
-        """The classes that an action may name, by the closest of these rules that finds any.
+        """The classes that an action may name, by the first of these rules that finds any.
 
         1. The same spelling. 2. The same letters and digits. 3. The same key. 4. The other name of
-        a class that was renamed. 5. The same key once the brackets at the end of one of the two are
-        left out: "curling" is "curling (sport)", but "pass (in game)" never "pass (not in game)".
+        a class that was renamed. 5. The same key without the brackets at the end of one of the two
+        names: "curling" matches "curling (sport)", but "pass (in game)" does not match "pass (not in
+        game)".
         """
         key, without = normal(action), _bare(action)
         if not key:
@@ -90,12 +93,12 @@ class Classes:
             return [action]
         others = [hit for other in _renamed().get(key, ()) for hit in self._exact.get(other, ())]
         bare = self._bare.get(key) if without == action else self._exact.get(normal(without))
-        # By letters first: "PUSHUPS" shows no words to take endings from.
+        # By letters first: "PUSHUPS" cannot be split into words.
         return self._letters.get(_letters(action)) or self._exact.get(key) or others or bare or []
 
 
 def match(actions: Iterable[str], classes: Iterable[str]) -> Match:
-    """The class that each action names; one that may name several is ambiguous and gets none."""
+    """Finds the class that each action names; an action that matches several classes is ambiguous."""
     known = Classes(classes)
     found: dict[str, str] = {}
     unmatched: list[str] = []
@@ -118,13 +121,13 @@ def _letters(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """A name without the brackets at its end; the name itself where nothing else would be left."""
+    """A name without the brackets at its end; the name itself if the rest would be empty."""
     return _QUALIFIER.sub("", name) or name
 
 
 @functools.cache
 def _renamed() -> dict[str, list[str]]:
-    """Keys of a renamed class's other names, by key; there and back."""
+    """Maps the key of each old name to that of its new name, and the reverse."""
     other = collections.defaultdict(list)
     for old, new in RENAMED.items():
         if normal(old) != normal(new):

@@ -13,9 +13,9 @@ from coco_jax.data.dataset import Records
 
 @dataclasses.dataclass
 class ClipReader:
-    """Reads clips of `config.video_tower.frames` square frames, for training and everything else.
+    """Reads clips of `config.video_tower.frames` square frames.
 
-    With `config.data.cache` decoded videos are kept in memory, in each process its own.
+    With `config.data.cache`, each process keeps decoded videos in memory.
     """
 
     config: ConfigDict
@@ -28,7 +28,10 @@ class ClipReader:
     def __call__(self, index: int, rng: np.random.Generator, view: int = 0) -> dict[str, Any]:
         """Record `index` as `{"video": uint8 T H W 3, "index": int}`, or `{"video": float32 F, ...}`.
 
-        `view` selects a clip in evaluation; in training `rng` does.
+        Args:
+          index: of the record.
+          rng: chooses the times and the augmentation in training.
+          view: chooses the clip in evaluation.
         """
         assert self.records is not None
         if self.config.video_tower.kind == "features":
@@ -49,7 +52,7 @@ class ClipReader:
         Raises:
           VideoError: it cannot be decoded.
         """
-        rng = np.random.default_rng(0)  # evaluation draws nothing from it
+        rng = np.random.default_rng(0)  # evaluation does not use it
         return self._augment(self._decode(video, None, rng, view), rng)
 
     def _times(self, duration: float, rng: np.random.Generator, view: int) -> np.ndarray:

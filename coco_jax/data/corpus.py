@@ -1,4 +1,4 @@
-"""The description corpus: which texts a class has, and M of them for each step."""
+"""The description corpus: the texts of each class, and random draws from them for each step."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,15 +13,23 @@ from coco_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Descriptions by action, in the corpus's order, and the videos some were collected from."""
+    """Descriptions by action, in the order of the corpus, and the ids of their source videos.
+
+    `texts` are what `DescriptionSampler` draws from: captions. `definitions`, which say what an action
+    is and belong to no video, are kept apart; few corpora have any.
+    """
 
     texts: Mapping[str, tuple[str, ...]]
     video_ids: Mapping[str, tuple[str, ...]]  # "" where unknown; beside `texts`
+    definitions: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def without_videos(self, excluded: Iterable[str]) -> tuple["Corpus", int]:
-        """The corpus without descriptions collected from these videos, and how many were removed.
+        """Removes descriptions that were collected from these videos.
 
         Ids are compared in their normal form (`dataset.normal_id`).
+
+        Returns:
+          The remaining corpus, and the number of removed descriptions.
         """
         excluded = set(map(normal_id, excluded)) - {""}
         keep = {
@@ -31,23 +39,29 @@ class Corpus:
         left = Corpus(
             {a: tuple(self.texts[a][i] for i in kept) for a, kept in keep.items()},
             {a: tuple(self.video_ids[a][i] for i in kept) for a, kept in keep.items()},
+            self.definitions,
         )
         return left, self.count - left.count
 
     @property
     def count(self) -> int:
-        """How many descriptions there are."""
+        """The number of descriptions."""
         return sum(map(len, self.texts.values()))
 
     def shuffled(self, seed: int) -> "Corpus":
-        """A control: every action gets the descriptions of another one."""
+        """Gives every action the descriptions and definitions of another one, as a control."""
         names = sorted(self.texts)
         order = np.random.default_rng(seed).permutation(len(names))
-        # A single cycle through a random order: no action keeps its own.
+        # A cyclic shift of a random order: no action keeps its own descriptions.
         other = {names[a]: names[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
         return Corpus(
             {name: self.texts[other[name]] for name in names},
             {name: self.video_ids[other[name]] for name in names},
+            {
+                name: self.definitions[other[name]]
+                for name in names
+                if other[name] in self.definitions
+            },
         )
 
 
@@ -55,22 +69,37 @@ def load_corpus(name: str, data_dir: str) -> Corpus:
     """Reads a corpus that `tfds_builders/actionhub` built.
 
     Raises:
-      UserError: it is not there.
+      UserError: there is no such corpus in `data_dir`.
     """
     texts: dict[str, list[str]] = {}
     videos: dict[str, list[str]] = {}
+    definitions: dict[str, list[str]] = {}
     for row in open_builder(name, data_dir).as_data_source("train"):
-        action = row["action"].decode()
-        texts.setdefault(action, []).append(row["description"].decode())
-        videos.setdefault(action, []).append(row["video_id"].decode())
-    return Corpus({a: tuple(t) for a, t in texts.items()}, {a: tuple(v) for a, v in videos.items()})
+        action, text, video = (row[n].decode() for n in ("action", "description", "video_id"))
+        # Corpora of version 1.0.0 have no kinds. A text on one video must go where that video is tested,
+        # so it is a caption.
+        if row.get("kind", b"caption") == b"definition" and not video:
+            definitions.setdefault(action, []).append(text)
+        else:
+            texts.setdefault(action, []).append(text)
+            videos.setdefault(action, []).append(video)
+    return Corpus(
+        {action: tuple(found) for action, found in texts.items()},
+        {action: tuple(found) for action, found in videos.items()},
+        {action: tuple(found) for action, found in definitions.items()},
+    )
 
 
 class DescriptionSampler:
-    """The descriptions of some classes, ready to be drawn from: as token ids, or as features."""
+    """Draws descriptions of some classes, as token ids or as features."""
 
     def __init__(self, rows_N: np.ndarray, counts_K: Int[np.ndarray, " K"]):
-        """`rows_N`: int32 ids `N L` or bfloat16 features `N W`, class after class; how many of each."""
+        """Stores the rows.
+
+        Args:
+          rows_N: int32 token ids `N L` or bfloat16 features `N W`, ordered by class.
+          counts_K: number of rows of each class.
+        """
         self.rows_N, self.counts_K = rows_N, counts_K
         self.starts_K = np.cumsum(counts_K) - counts_K
 
@@ -104,10 +133,10 @@ class DescriptionSampler:
 
 
 def check_described(texts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
-    """Every class has a description.
+    """Checks that every class has a description.
 
     Raises:
-      UserError: naming those that have none.
+      UserError: a class has none; the message names up to five such classes.
     """
     bare = [name for name in classes if not texts.get(name)]
     if bare:

@@ -1,14 +1,14 @@
-"""A zero-shot dataset as TFDS stored it: videos, labels, and the class splits of its protocol.
+"""A zero-shot dataset that was built with TFDS: videos, labels, and class splits.
 
-Every builder in tfds_builders/ keeps the same contract:
+All builders in tfds_builders/ write the same format:
 
-- features `video_id`, `label`, and one of `video` (the encoded file's bytes), `frames` with `fps`
-  (JPEG frames and their rate) or `features` (a float32 vector); where a benchmark has official
-  test lists, `official_test`, which of the three name the video;
-- TFDS splits `train`, `test`, and `rest` for what is neither;
-- in the dataset's metadata, `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`,
-  with `"validation": [class, ...]` where the protocol has such classes, and `"official": n` where
-  only the videos of the n-th official test list are tested.
+- Features: `video_id`, `label`, and one of `video` (bytes of the encoded file), `frames` with `fps`
+  (JPEG frames and their rate) or `features` (a float32 vector). If the benchmark has official test
+  lists, also `official_test`: three booleans, whether each list names the video.
+- TFDS splits: `train`, `test`, and `rest` for videos that are in neither.
+- Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
+  `"validation": [class, ...]` if the protocol has validation classes, and `"official": n` if only the
+  videos of the n-th official test list are tested.
 """
 
 import contextlib
@@ -33,19 +33,19 @@ from coco_jax.errors import UserError
 TFDS_SPLITS = ("train", "test", "rest")
 _FILE_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|mpe?g|flv|gif|jpe?g)$", re.IGNORECASE)
 _CLIP_TIMES = re.compile(r"_\d{6}_\d{6}$")  # seconds
-_PREFIX = re.compile(r"^(v_)+")  # several: some ids on YouTube begin with v_ themselves
-INDEX = "index.npz"  # beside the data: what `Records` knows without reading it
+_PREFIX = re.compile(r"^(v_)+")  # repeated: some YouTube ids begin with v_ themselves
+INDEX = "index.npz"  # labels and ids of all records, next to the data
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of some TFDS splits, end to end: random access without TensorFlow."""
+    """The concatenated records of some TFDS splits: random access without TensorFlow."""
 
-    sources: tuple[Any, ...]  # one TFDS data source a split
+    sources: tuple[Any, ...]  # one TFDS data source for each split
     labels: Int[np.ndarray, " N"]
     video_ids: tuple[str, ...]
     splits: tuple[str, ...]  # the TFDS split of each record
-    official: Bool[np.ndarray, "N 3"] | None = None  # which official test lists name it
+    official: Bool[np.ndarray, "N 3"] | None = None  # whether each official test list names it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +54,7 @@ class Records:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """One record, `{"video": bytes, "video_id": str, "label": int}` (see the contract above)."""
+        """One record, `{"video": bytes, "video_id": str, "label": int}` (see the top of this file)."""
         index = int(index)
         for source in self.sources:
             if index < len(source):
@@ -66,25 +66,25 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Videos of `classes`, and which of those are seen in each named split."""
+    """Videos of `classes`, and the seen and unseen classes of each class split."""
 
     name: str
     classes: tuple[str, ...]
     class_splits: Mapping[str, Mapping[str, Any]]
     records: Records
-    # What a class is called in texts, where its name here had to be made unique.
+    # The name to use in texts, for classes whose name here was changed to be unique.
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def display_names(self, names: Sequence[str]) -> list[str]:
-        """The classes' names as texts use them."""
+        """The names of classes to use in texts."""
         return [self.words.get(name, name) for name in names]
 
 
 def open_builder(name: str, data_dir: str) -> Any:
-    """The TFDS builder of a dataset that was built before, `name` or `name/config`.
+    """Opens a dataset that was built before, `name` or `name/config`, with TFDS.
 
     Raises:
-      UserError: nothing of that name is in `data_dir`.
+      UserError: there is no such dataset in `data_dir`.
     """
     import tensorflow_datasets as tfds
 
@@ -98,7 +98,7 @@ def open_builder(name: str, data_dir: str) -> Any:
 
 
 def _missing(name: str, data_dir: str) -> str:
-    """What to do about a dataset that is not there: one line, or five if files must be fetched."""
+    """The error for a missing dataset: one line, or five if files must be downloaded."""
     built = sorted(path.name for path in pathlib.Path(data_dir).glob("[!.]*") if path.is_dir())
     if name.partition("/")[0] not in REQUIREMENTS:
         near = difflib.get_close_matches(name, [*REQUIREMENTS, *built], 1)
@@ -125,10 +125,10 @@ def _missing(name: str, data_dir: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def load(name: str, data_dir: str) -> Dataset:
-    """Opens a dataset and indexes its records; nothing is decoded.
+    """Opens a dataset and indexes its records; no video is decoded.
 
     Raises:
-      UserError: it was never built, or was built by a builder that breaks the contract.
+      UserError: it was not built, or not in the format above.
     """
     builder = open_builder(name, data_dir)
     try:
@@ -158,9 +158,9 @@ def load(name: str, data_dir: str) -> Dataset:
 
 
 def write_index(builder: Any) -> dict[str, np.ndarray]:
-    """Reads every record once and keeps labels and ids beside the data, where that can be written.
+    """Reads every record once and stores labels and ids next to the data, if the folder is writable.
 
-    `tfds_builders.build` does this; datasets built otherwise are indexed when first opened.
+    `tfds_builders.build` calls it; other datasets are indexed when they are first opened.
     """
     splits = [split for split in TFDS_SPLITS if split in builder.info.splits]
     labels, ids, official = [], [], []
@@ -186,7 +186,7 @@ def write_index(builder: Any) -> dict[str, np.ndarray]:
 
 
 def _read_index(builder: Any, sources: Sequence[Sequence[Any]]) -> dict[str, np.ndarray] | None:
-    """The stored index; None where there is none that fits the data."""
+    """The stored index; None if there is none, or if it does not match the data."""
     try:
         path = pathlib.Path(builder.data_dir) / INDEX
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -198,11 +198,12 @@ def _read_index(builder: Any, sources: Sequence[Sequence[Any]]) -> dict[str, np.
 
 
 def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
-    """One dataset to train on `trained` and test on `tested`, for the cross-dataset protocols.
+    """Joins two datasets, to train on `trained` and test on `tested` (protocol `cross`).
 
-    Its splits are those of `tested`, in all of which every class that `trained` ever calls seen is
-    seen. With `overlap="drop"` those whose name is also a tested one's are left out; with "keep",
-    the literature's custom, they stay, and the tested ones are told apart by a prefix.
+    The class splits are those of `tested`. In each of them, the seen classes are all classes that are
+    seen in some class split of `trained`. Classes with the same name in both datasets are not trained
+    on with `overlap="drop"`. With "keep", as in papers, they are, and the tested classes get a prefix
+    to make their names unique.
     """
     shared = set(tested.classes) & set(trained.classes)
     of_any = {name for split in trained.class_splits.values() for name in split["seen"]}
@@ -233,10 +234,10 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
-    """The dataset of a run; under the protocol `cross`, the trained and the tested one as one.
+    """Opens the dataset of a run; for the protocol `cross`, the two datasets joined.
 
     Raises:
-      UserError: one was never built, or the config names none.
+      UserError: a dataset was not built, or the config names none.
     """
     dataset = load(config.data.name, config.data.dir)
     if config.protocol != "cross":
@@ -245,16 +246,16 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def normal_id(video_id: str) -> str:
-    """A video id without what datasets add to it, so that equal videos have equal ids.
+    """The normal form of a video id: the same video has the same normal id in every dataset.
 
-    Removes the path, the file suffix, the prefix `v_` of ActivityNet and UCF101, and the clip
-    times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
+    Removes the path, the file suffix, the prefix `v_` of ActivityNet and UCF101, also repeated, and
+    the clip times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
     """
     name = _FILE_SUFFIX.sub("", video_id.replace("\\", "/").rpartition("/")[2])
     return _CLIP_TIMES.sub("", _PREFIX.sub("", name))
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:
-    """The indices of the wanted classes, in their own order."""
+    """The index in `classes` of each class in `wanted`, in the order of `wanted`."""
     position = {name: i for i, name in enumerate(classes)}
     return np.array([position[name] for name in wanted])

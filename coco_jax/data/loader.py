@@ -1,8 +1,8 @@
-"""Records to batches with Grain: sample, decode, augment, batch, split over processes.
+"""Makes batches of records with Grain: sample, decode, augment, batch, split over processes.
 
 The order depends only on the seed: global batch n has the same clips with the same augmentation for
-any number of processes and workers, and after a resume. The same is true of the clips that replace
-videos that cannot be decoded.
+any number of processes and workers, and after a resume. Videos that cannot be decoded are always
+replaced by the same clips.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.dataset import Records
 from coco_jax.errors import UserError
 
-TRIES = 10  # videos of the same class to try as replacements of one that cannot be decoded
+TRIES = 10  # candidates of the same class to try as a replacement of a corrupt video
 
 
 @dataclasses.dataclass
 class TrainClip:
-    """A training clip; a video that cannot be decoded is replaced by another of its class."""
+    """Reads training clips; replaces a video that cannot be decoded by another of its class."""
 
     clip: ClipReader
     records: Records
@@ -34,12 +34,16 @@ class TrainClip:
     failed: set[int] = dataclasses.field(default_factory=set)
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Record `index`, or its replacement, as `ClipReader` gives it, and `broken`: `index`, or -1.
+        """Reads record `index`, or a replacement.
+
+        Returns:
+          The clip, as `ClipReader` returns it, and `broken`: `index` if it was replaced, else -1.
 
         Raises:
-          UserError: no video of the class can be decoded, of `TRIES` that were tried.
+          UserError: none of `TRIES` other videos of the class can be decoded either.
         """
-        # How much a failing video draws from `rng` depends on whether it failed here before: undo it.
+        # A video that fails uses `rng`, but not if this process already knows that it fails.
+        # Restore the state of `rng`, so that the result is the same in both cases.
         untouched = rng.bit_generator.state
         if (found := self._attempt(index, rng)) is not None:
             return found | {"broken": -1}
@@ -66,14 +70,14 @@ class TrainClip:
 
 
 def _ignore_signals(worker: int, workers: int) -> None:
-    """Worker processes ignore signals: their parent ends them after it has saved."""
+    """Makes worker processes ignore signals: the parent saves a checkpoint, then stops them."""
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class TrainLoader:
-    """An endless stream of this process's share of the global batches, from any batch on.
+    """An infinite iterator over this process's share of the global batches, from batch `start` on.
 
     `broken` has the records that could not be decoded so far; each is logged once.
     """
@@ -102,7 +106,7 @@ class TrainLoader:
             .random_map(TrainClip(self._clip, records, peers))
             .batch(share)
         )
-        # Sub-batch i belongs to process i mod P: together they are one global batch, in order.
+        # Process p reads sub-batches p, p + P, ...; P consecutive sub-batches are one global batch.
         mine = clips[process::processes][start:]
         threads = 0 if config.data.workers else config.data.threads
         stream = mine.to_iter_dataset(
@@ -115,9 +119,10 @@ class TrainLoader:
         self._batches = iter(stream)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """`{"video": uint8 b T H W 3, "index", "broken": int b}`, b the batch over the processes.
+        """The next batch, `{"video": uint8 b T H W 3, "index": int b, "broken": int b}`.
 
-        `index` is the record shown, `broken` the one whose place it takes, or -1.
+        b is the batch size divided by the number of processes. `index` is the record that was read;
+        `broken` is the corrupt record that it replaces, or -1.
         """
         self.next_batch += 1
         batch = next(self._batches)
@@ -130,7 +135,7 @@ class TrainLoader:
         return batch
 
     def _reason(self, index: int) -> str:
-        """Why a video cannot be decoded; a worker process may have found out."""
+        """The reason why a video cannot be decoded. Decodes it again: a worker may have failed."""
         try:
             self._clip(index, np.random.default_rng(0))
         except videos.VideoError as error:
@@ -148,9 +153,9 @@ def evaluation_batches(
     processes: int = 1,
     clip: ClipReader | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of the batches that cover `indices` once, in order, without augmentation.
+    """This process's share of batches with each of `indices` once, in order, without augmentation.
 
-    The last batch is filled up with the last record; the caller drops what is past `len(indices)`.
+    The last batch is padded with the last record; the caller must drop the padding.
     """
     share = config.data.batch // processes
     filled = np.concatenate([indices, np.repeat(indices[-1:], -len(indices) % config.data.batch)])

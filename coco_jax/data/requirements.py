@@ -1,17 +1,17 @@
-"""What must be downloaded by hand before a dataset can be built; errors and builders read it."""
+"""The files to download by hand before a dataset can be built; used by errors and builders."""
 
 from typing import NamedTuple
 
 
 class Requirement(NamedTuple):
-    """What to fetch, its size, and where to put it; FOLDER is the builder's --manual_dir."""
+    """Files to download, their size, and where to put them; FOLDER is the builder's --manual_dir."""
 
     fetch: str
     size: str
     put: str
 
 
-# Every dataset that tfds_builders/ can build; None: nothing has to be fetched.
+# Every dataset that tfds_builders/ can build; None if nothing has to be downloaded.
 REQUIREMENTS: dict[str, Requirement | None] = {
     "motion_zsar": None,
     "actionhub": Requirement(
@@ -21,10 +21,11 @@ REQUIREMENTS: dict[str, Requirement | None] = {
         put="FOLDER/*.jsonl, *.csv, *.json or ACTION.txt; tfds_builders/actionhub/README.md",
     ),
     "actionhub/motion": None,
+    "actionhub/starter": None,
     "kinetics_zsar": Requirement(
         fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
         "CSVs: https://github.com/cvdfoundation/kinetics-dataset",
-        # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400: estimated from the same size a video.
+        # Kinetics-600: FiftyOne's dataset zoo; Kinetics-400: estimated, with the same size per video.
         size="about 370 GB (240,000 videos) + 43 GB + 88 GB; the built dataset takes as much again",
         put="FOLDER/k400/train, FOLDER/k600/val, FOLDER/k600/test; CSVs as FOLDER/k400/train.csv, "
         "FOLDER/k600/val.csv, FOLDER/k600/test.csv",
@@ -55,7 +56,7 @@ REQUIREMENTS: dict[str, Requirement | None] = {
 
 
 def requirement(name: str) -> Requirement | None:
-    """The requirement of `name` or `name/config`; None if nothing has to be fetched.
+    """The requirement of `name` or `name/config`; None if nothing has to be downloaded.
 
     Raises:
       KeyError: no builder makes such a dataset.

@@ -1,4 +1,4 @@
-"""Seen and unseen classes and their videos under each protocol, and the rules against leaks."""
+"""The classes and videos of each protocol, and checks that no test data leaks into training."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +27,10 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One protocol on one class split, as class names and record indices.
+    """The classes and record indices of one protocol on one class split.
 
-    Under the validation protocol `unseen` are the validation classes; the dataset's own unseen
-    classes then appear nowhere.
+    For the protocol `validation`, `unseen` has the validation classes, and the unseen classes of the
+    dataset are not used at all.
     """
 
     seen: tuple[str, ...]
@@ -47,7 +47,7 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
     """Chooses classes and videos for `config.protocol` and the split, and checks the rules.
 
     Raises:
-      UserError: the dataset has no such split, or too few seen classes to hold some out.
+      UserError: the dataset has no such split, or too few seen classes for validation classes.
       LeakError: a rule is broken.
     """
     plan = _cross(dataset, config) if config.protocol == "cross" else _within(dataset, config)
@@ -60,7 +60,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
     seen, unseen = tuple(split["seen"]), tuple(split["unseen"])
     if not seen:
         raise UserError(
-            f"config.data.name: {dataset.name} has no seen classes, it is tested alone; set "
+            f"config.data.name: {dataset.name} has no seen classes, only tested ones; set "
             "config.protocol='cross' and name it in config.data.test_name"
         )
     if config.protocol == "validation" and split.get("validation"):
@@ -69,7 +69,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
         if not 0 < config.validation_classes < len(seen) - 1:
             raise UserError(
                 f"config.validation_classes: {config.validation_classes} of {len(seen)} seen "
-                f"classes cannot be held out; choose 1 to {len(seen) - 2}"
+                f"classes cannot be validation classes; choose 1 to {len(seen) - 2}"
             )
         rng = np.random.default_rng([ord(c) for c in f"validation/{config.split}"])
         held_out = set(rng.permutation(len(seen))[: config.validation_classes])
@@ -88,7 +88,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
 
 
 def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
-    """All seen classes and their training videos; the classes and videos of the test splits."""
+    """The plan for `cross`: all seen classes to train on, and the test splits of the config."""
     records, subsets = dataset.records, {}
     for name in config.data.test_splits:
         split = _split(dataset, name, "data.test_splits")
@@ -132,24 +132,24 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
     """
     both = set(plan.seen) & set(plan.unseen)
     if both:
-        raise LeakError(f"classes are seen and unseen at once: {sorted(both)}")
+        raise LeakError(f"classes are both seen and unseen: {sorted(both)}")
     ids, labels = dataset.records.video_ids, dataset.records.labels
     trained = {dataset.classes[label] for label in labels[plan.train]}
     if trained - set(plan.seen):
         raise LeakError(
-            f"training holds videos of unseen classes: {sorted(trained - set(plan.seen))}"
+            f"there are training videos of unseen classes: {sorted(trained - set(plan.seen))}"
         )
     tested = {ids[i] for i in (*plan.test_unseen, *plan.test_seen)}
     shared = tested & {ids[i] for i in plan.train}
     if shared:
-        raise LeakError(f"videos are trained on and tested: {sorted(shared)[:5]}")
+        raise LeakError(f"videos are both trained on and tested: {sorted(shared)[:5]}")
 
 
 def check_texts(description_videos: Iterable[str], tested: Sequence[str]) -> None:
-    """Checks that no description was collected from a tested video, however its id is written.
+    """Checks that no description was collected from a tested video; compares normal ids.
 
     Raises:
-      LeakError: one was.
+      LeakError: a description was.
     """
     shared = set(map(normal_id, description_videos)) & set(map(normal_id, tested)) - {""}
     if shared:
@@ -157,7 +157,7 @@ def check_texts(description_videos: Iterable[str], tested: Sequence[str]) -> Non
 
 
 def check_final(step: int, config: ConfigDict) -> None:
-    """Checks that test classes are evaluated only after the last step: nothing is selected on them.
+    """Checks that test classes are evaluated only after the last step, not to select a model.
 
     Raises:
       LeakError: training has not ended.

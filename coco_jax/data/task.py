@@ -26,10 +26,10 @@ def label_ids(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The videos and texts of a run under its protocol.
+    """The videos and texts of a run.
 
-    Classes come in three groups: "seen", "unseen", and "pool", the unseen side of the cycle, which is
-    empty if the cycle needs none.
+    There are three groups of classes: "seen", "unseen", and "pool". The pool has the classes that the
+    cycle uses as unseen ones; it is empty without a cycle and for the episodic pool.
     """
 
     config: ConfigDict
@@ -39,7 +39,7 @@ class Task:
     # Of each group: token ids `K P L`, or features of a frozen text tower `K P W`.
     label_ids: dict[str, np.ndarray]
     descriptions: dict[str, DescriptionSampler | None]  # of each group; None without descriptions
-    removed_descriptions: int  # because they were collected from tested videos
+    removed_descriptions: int  # how many were collected from tested videos
     classes: dict[str, list[str]]  # display names of "seen", "pool" and "unseen"
     corpus: Corpus
 
@@ -89,7 +89,9 @@ class Task:
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Opens the data of a run. `config` stays as it is; the task has a copy with all sizes resolved.
+    """Opens the data of a run.
+
+    `config` is not changed; `Task.config` is a copy with the size of the tokenizer.
 
     Raises:
       UserError: the config is not valid, or data is missing or does not fit it.
@@ -147,13 +149,13 @@ def _choose_classes(
     if uses_cycle(config) and config.cycle.pool == "unseen":
         pool = dataset.display_names(plan.unseen)
     elif uses_cycle(config) and config.cycle.pool == "auxiliary":
-        # By normal form: "push up" in the corpus is the dataset's class "pushup".
+        # Compared in normal form: "push up" in the corpus is the class "pushup" of the dataset.
         taken = {action_names.normal(name) for name in dataset.display_names(dataset.classes)}
         pool = sorted(name for name in corpus.texts if action_names.normal(name) not in taken)
         if not pool:
             raise UserError(
-                f"config.cycle.pool: corpus {config.text.corpus!r} has no action beside the "
-                "dataset's classes; use 'unseen' or 'episodic'"
+                f"config.cycle.pool: corpus {config.text.corpus!r} has only actions that are "
+                "classes of the dataset; use 'unseen' or 'episodic'"
             )
     return {
         "seen": dataset.display_names(plan.seen),
@@ -171,7 +173,7 @@ def _resolve_tokenizer(
     if text.tokenizer:
         style, length = text.tokenizer_style, text.length
         return config, published_tokenizer(text.tokenizer, style, length, text.vocabulary)
-    # It is trained only on texts that training may use: with an inductive pool, not on unseen classes.
+    # Train it only on texts that training uses: with an inductive pool, no texts of unseen classes.
     names = [*classes["seen"], *classes["pool"]]
     texts = [template.format(name) for name in names for template in text.templates]
     texts += [description for name in names for description in corpus.texts.get(name, ())]
@@ -186,7 +188,7 @@ def _sample_descriptions(
 ) -> dict[str, DescriptionSampler | None]:
     """A sampler of token ids for each group; None without descriptions or with a frozen text tower.
 
-    The features of a frozen tower replace token ids once there is a tower (training/text_features.py).
+    For a frozen tower, training/text_features.py makes samplers of features.
     """
     samplers: dict[str, DescriptionSampler | None] = dict.fromkeys(classes)
     if uses_descriptions(config):

@@ -1,7 +1,7 @@
 """A cache on disk of the features that a frozen text tower gives for each text.
 
 A cache is a folder named by its key, a hash of the tower's parameters and architecture, the tokenizer
-and the length of texts. It holds `features.npy` (bfloat16, stored as uint16, memory-mapped) and
+and the length of texts. It has `features.npy` (bfloat16, stored as uint16, memory-mapped) and
 `digests.npy` (a 64-bit hash of the text of each row). Texts that are missing are encoded and added.
 A changed tower, tokenizer or text has another hash, so stale features are never used.
 """
@@ -104,7 +104,7 @@ class FeatureSampler(DescriptionSampler):
         self.row_X = row_X
 
     def _take(self, places_KM: Int[np.ndarray, "K M"]) -> np.ndarray:
-        # As uint16: NumPy copies rows of its own types at once, but extension types one by one.
+        # View as uint16: NumPy copies rows of its own types faster than those of extension types.
         rows_KM = self.row_X[places_KM]
         return self.rows_N.view(np.uint16)[rows_KM].view(BFLOAT16)
 
@@ -116,7 +116,7 @@ def digests(texts: Sequence[str]) -> UInt64[np.ndarray, " X"]:
 
 
 def key(parts: Sequence[bytes]) -> str:
-    """The name of a cache: a hash of everything but the texts that its features depend on."""
+    """The name of a cache: a hash of all that its features depend on, except the texts."""
     found = hashlib.sha256()
     for part in parts:
         found.update(len(part).to_bytes(8, "little") + part)
@@ -140,7 +140,7 @@ def fill(
       encode: a function from at most `batch` texts to float features `X W`.
       width: W.
       batch: texts in each call of `encode`.
-      about: noted in about.json beside the counts.
+      about: further entries of about.json.
 
     Raises:
       UserError: the cache is damaged, or its disk is full.
@@ -189,7 +189,7 @@ def _empty(width: int) -> TextFeatureCache:
 
 @contextlib.contextmanager
 def _replacing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `folder`, which replaces it when the block ends."""
+    """Makes a temporary folder that replaces `folder` at the end of the with block."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -211,5 +211,5 @@ def _progress(done: int, total: int, began: float) -> None:
     if sys.stderr.isatty():
         pace = done / max(time.monotonic() - began, 1e-9)
         end = "\n" if done == total else ""
-        line = f"\r\033[K{done:,} of {total:,} texts  {pace:,.0f} a second"
+        line = f"\r\033[K{done:,} of {total:,} texts  {pace:,.0f} per second"
         print(line, end=end, file=sys.stderr, flush=True)

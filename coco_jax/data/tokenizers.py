@@ -1,4 +1,4 @@
-"""Texts to token ids: a sentencepiece model trained on the corpus, or a published tower's own."""
+"""Tokenizers: a sentencepiece model trained on the corpus, or that of a published tower."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
 
 
 class Tokenizer:
-    """Text to `length` ids: pieces, an end mark, then padding (0). Text is lower-cased."""
+    """Encodes a lower-cased text as `length` ids: pieces, an end mark, then padding (0)."""
 
     def __init__(self, model: bytes, length: int):
         self.model, self.length = model, length
@@ -33,7 +33,7 @@ class Tokenizer:
         return self._pieces.vocab_size()
 
     def unknown_texts(self, texts: Sequence[str]) -> list[str]:
-        """The texts of which the tokenizer knows no piece at all: they would all look alike."""
+        """The texts of which the tokenizer knows no piece; all of them would have the same ids."""
         unknown = self._pieces.unk_id()
         encoded = zip(texts, self._pieces.encode(list(texts)), strict=True)
         blank = self._pieces.encode("")
@@ -41,7 +41,7 @@ class Tokenizer:
         return [t for t, ids in encoded if not set(ids) - {unknown, *blank} - space]
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:
-        """Encodes texts as int32 ids; longer ones are cut, their end mark kept."""
+        """Encodes texts as int32 ids; longer texts are truncated before the end mark."""
         ids_NL = np.full((len(texts), self.length), PAD, np.int32)
         for row, pieces in zip(ids_NL, self._pieces.encode(list(texts)), strict=True):
             pieces = [*pieces[: self.length - 1], END]
@@ -73,7 +73,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
 
 
 def cached_tokenizer(texts: Sequence[str], vocabulary: int, length: int, folder: str) -> Tokenizer:
-    """The tokenizer of these texts, from `folder` where an earlier run left it."""
+    """The tokenizer trained on these texts; read from `folder` if an earlier run stored it there."""
     digest = hashlib.sha256(str(vocabulary).encode())
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -87,36 +87,36 @@ def cached_tokenizer(texts: Sequence[str], vocabulary: int, length: int, folder:
         raise UserError(
             f"config.text.vocabulary: {vocabulary} pieces do not fit these texts ({reason})"
         ) from error
-    with contextlib.suppress(OSError):  # a data folder that is shared and read-only has no cache
+    with contextlib.suppress(OSError):  # a shared data folder may be read-only
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_bytes(model)
-        partial.replace(path)  # whole or not there, whoever else trains the same one
+        partial.replace(path)  # atomic, as another process may write the same file
     return Tokenizer(model, length)
 
 
 def _without_punctuation(text: str) -> str:
-    """SigLIP's cleaning: lower case, no punctuation, single blanks."""
+    """SigLIP's cleaning: lower case, no punctuation, single spaces."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\s+", " ", text).strip()
 
 
 def _with_a_period(text: str) -> str:
-    """VideoPrism's cleaning: lower case, blanks for punctuation, single blanks, a period."""
+    """VideoPrism's cleaning: lower case, spaces for punctuation, single spaces, a period."""
     blank = str.maketrans(string.punctuation, " " * len(string.punctuation))
     return " ".join(text.translate(blank).lower().split()) + "."
 
 
 class Style(NamedTuple):
-    """How a published tower wants its ids."""
+    """How the tokenizer of a published tower encodes a text."""
 
-    files: tuple[str, ...]  # in a folder or a repository, the first that is there
-    marks: bool = False  # the tokenizer itself puts marks around a text
+    files: tuple[str, ...]  # names in a folder or repository; the first that exists is used
+    marks: bool = False  # the tokenizer itself adds begin and end marks
     clean: Callable[[str], str] = str
-    lower: bool = False  # in lower case
-    begin: bool = False  # the model's begin mark first, if it has one
-    end: int | None = None  # this id last
-    pad: int | str = PAD  # an id or a token
+    lower: bool = False  # convert to lower case
+    begin: bool = False  # add the begin mark of the model, if it has one
+    end: int | None = None  # id of the end mark to add
+    pad: int | str = PAD  # id or token for padding
 
 
 STYLES = {
@@ -135,11 +135,11 @@ class PublishedTokenizer(Tokenizer):
     """A published tower's tokenizer: Hugging Face's tokenizer.json, or a sentencepiece model."""
 
     def __init__(self, model: bytes, length: int, style: str):
-        """Opens it.
+        """Reads the bytes of the file.
 
         Raises:
-          ValueError: the bytes are no tokenizer.
-          RuntimeError: neither.
+          ValueError: they are not a tokenizer, or not one of this style.
+          RuntimeError: they are not a sentencepiece model.
         """
         self.style = STYLES[style]
         pad, self.begin = self.style.pad, []
@@ -156,11 +156,11 @@ class PublishedTokenizer(Tokenizer):
         self.model, self.length = model, length
         try:
             self._json = tokenizers.Tokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # the library raises plain Exception
             raise ValueError(str(error)) from error
         self._json.no_padding()
         self._json.no_truncation()
-        if self.style.lower:  # within it: marks that are written out in a text stay as they are
+        if self.style.lower:  # in its normalizer, which does not change special tokens in a text
             steps = [tokenizers.normalizers.Lowercase(), self._json.normalizer]
             self._json.normalizer = tokenizers.normalizers.Sequence([one for one in steps if one])
         if self.style.marks:
@@ -178,7 +178,7 @@ class PublishedTokenizer(Tokenizer):
         return super().size
 
     def unknown_texts(self, texts: Sequence[str]) -> list[str]:
-        """None: published tokenizers fall back to bytes or characters, or have an unknown token."""
+        """The texts of which the tokenizer knows no piece; [] if it falls back to bytes."""
         if not hasattr(self, "_json"):
             return super().unknown_texts(texts)
         unknown = getattr(self._json.model, "unk_token", None)
@@ -196,7 +196,7 @@ class PublishedTokenizer(Tokenizer):
         return self._pieces.encode([one.lower() for one in texts] if self.style.lower else texts)
 
     def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:
-        """Encodes texts as int32 ids; longer ones are cut, their marks kept."""
+        """Encodes texts as int32 ids; longer texts are truncated, but keep their marks."""
         ids_NL = np.full((len(texts), self.length), self.pad, np.int32)
         end = [] if self.style.end is None else [self.style.end]
         encoded = self._encode([self.style.clean(text) for text in texts])
@@ -217,16 +217,16 @@ def published_tokenizer(where: str, style: str, length: int, vocabulary: int) ->
     if tokenizer.size > vocabulary:
         raise UserError(
             f"config.text.tokenizer: {path} has {tokenizer.size} ids, and config.text.vocabulary is "
-            f"{vocabulary}; take the tokenizer of the text tower"
+            f"{vocabulary}; use the tokenizer of the text tower"
         )
     return tokenizer
 
 
 def load_tokenizer(path: pathlib.Path, length: int, style: str = "own") -> Tokenizer:
-    """Reads a tokenizer that a run stored, or that a tower was published with.
+    """Reads the tokenizer of a run or of a published tower.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         model = path.read_bytes()
@@ -236,6 +236,6 @@ def load_tokenizer(path: pathlib.Path, length: int, style: str = "own") -> Token
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: no usable tokenizer ({reason}); point at a run's folder, or at the file that "
-            "belongs to the text tower"
+            f"{path}: no usable tokenizer ({reason}); give the folder of a run, or the tokenizer file "
+            "of the text tower"
         ) from error

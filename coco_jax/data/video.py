@@ -1,7 +1,7 @@
-"""Video files to frames, with PyAV. Any file gives frames or a one-line error, also a hostile one.
+"""Decodes frames of video files with PyAV. Any file, even a malicious one, gives frames or a VideoError.
 
-A file is demuxed once without decoding, which gives the time of each frame whatever the header says.
-Then only the frames between a keyframe and the requested frames are decoded.
+A file is first demuxed without decoding, to find the time of each frame independently of the header.
+Then only the frames from the keyframe before each requested frame up to that frame are decoded.
 """
 
 import contextlib
@@ -25,19 +25,20 @@ from coco_jax.errors import UserError
 # sequences of numbered images, capture devices, subtitles and metadata that name files).
 OPENS_OTHERS = re.compile(
     r"(hls|applehttp|dash|concatf?|image2|.*_pipe|imf|sdp|rtsp|rtp|sap|rtmp.*|mmst?|ftp|tee|ffmetadata"
-    r"|alsa|pulse|oss|v4l2|video4linux2|fbdev|lavfi|jack|kmsgrab|x11grab|xcbgrab|dshow|gdigrab|avfoundation"
-    r"|decklink|libcdio|libdc1394|iec61883|sndio|openal|bktr|android_camera|vapoursynth|avisynth|gxf"
-    r"|webm_dash_manifest|live_flv|libopenmpt|libgme|libmodplug|tedcaptions|ism|smoothstreaming)"
+    r"|alsa|pulse|oss|v4l2|video4linux2|fbdev|lavfi|jack|kmsgrab|x11grab|xcbgrab|dshow|gdigrab"
+    r"|avfoundation|decklink|libcdio|libdc1394|iec61883|sndio|openal|bktr|android_camera|vapoursynth"
+    r"|avisynth|gxf|webm_dash_manifest|live_flv|libopenmpt|libgme|libmodplug"
+    r"|tedcaptions|ism|smoothstreaming)"
 )
 
 
 @functools.cache
 def allowed_demuxers() -> str:
-    """FFmpeg's `format_whitelist`: every demuxer of this build but those that open other files.
+    """FFmpeg's `format_whitelist`: every demuxer of this build except those that open other files.
 
-    An animated GIF is a video; other pictures are not (their demuxers end in `_pipe`).
+    Animated GIFs are allowed; other images are not (their demuxers end in `_pipe`).
     """
-    # A demuxer with several names is only found by its full list, whose commas must be escaped.
+    # FFmpeg finds a demuxer with several names only by all names, whose commas must be escaped.
     names = [name for name in av.formats_available if av_is_input(name)]
     allowed = [n for n in names if not any(map(OPENS_OTHERS.fullmatch, n.split(",")))]
     full = [av.ContainerFormat(name, "r").name for name in allowed]
@@ -45,23 +46,23 @@ def allowed_demuxers() -> str:
 
 
 def av_is_input(name: str) -> bool:
-    """Whether FFmpeg can read a format, not only write it."""
+    """Whether FFmpeg can read a format; some it can only write."""
     try:
         return av.ContainerFormat(name, "r").is_input
     except ValueError:
         return False
 
 
-SEEKABLE = ("mov", "matroska")  # containers whose index takes one to any frame exactly
-MIN_FRAMES = 2  # one frame shows no action
+SEEKABLE = ("mov", "matroska")  # containers in which any frame can be found by its time
+MIN_FRAMES = 2  # a single frame shows no motion
 MAX_SIDE = 16_384  # pixels
-MAX_MISSING = 0.01  # share of the frames promised by the header
+MAX_MISSING = 0.01  # share of the number of frames in the header
 MAX_BYTES = 4 << 30  # of decoded frames
-av.logging.set_level(av.logging.PANIC)  # libav's messages come back as exceptions
+av.logging.set_level(av.logging.PANIC)  # errors of libav are raised as exceptions
 
 
 class Frames(NamedTuple):
-    """A video stored as JPEG images, `fps` a second."""
+    """A video stored as JPEG images, `fps` per second."""
 
     images: tuple[bytes, ...]
     fps: float
@@ -93,8 +94,8 @@ class _Opened:
     container: Any
     stream: Any
     info: VideoInfo
-    # Presentation times of the frames in stream units, sorted; None where a container cannot seek
-    # to them (AVI, MPEG-TS): its frames are counted instead.
+    # Presentation times of the frames in stream units, sorted; None if the container cannot seek
+    # to a time (AVI, MPEG-TS). Its frames are counted instead.
     pts_N: Int[np.ndarray, " N"] | None
     keys_K: Int[np.ndarray, " K"]
 
@@ -135,13 +136,13 @@ def sample_times(
       num_frames: how many, T.
       duration: in seconds.
       mode: `uniform`: the middles of T equal segments; `random`: a random time in each segment
-        (both: TSN, arXiv 1608.00859); `dense`: `stride_seconds` apart, beginning anywhere if there
-        is an `rng`, else at the `clip`-th of `num_clips` evenly spread places. What would lie past
-        the end is at the end.
+        (both: TSN, arXiv 1608.00859); `dense`: `stride_seconds` apart, from a random start with
+        `rng`, else from the `clip`-th of `num_clips` evenly spaced starts. Times past the end are
+        replaced by the end.
       stride_seconds: for `dense`.
       clip: for `dense` without `rng`.
-      num_clips: likewise.
-      rng: needed by `random`.
+      num_clips: for `dense` without `rng`.
+      rng: required by `random`.
 
     Raises:
       ValueError: an unknown mode, or `random` without `rng`.
@@ -156,8 +157,8 @@ def sample_times(
             return (steps_T + rng.random(num_frames)) / num_frames * duration
         case "dense":
             room = max(duration - (num_frames - 1) * stride_seconds, 0.0)
+            # `clip + 0.5`: the middle of each of `num_clips` equal shares of the possible starts.
             share = (clip + 0.5) / num_clips if rng is None else rng.random()
-            # The middle of a frame's time, so that rounding does not fall on its neighbour.
             return np.minimum(room * share + steps_T * stride_seconds, duration)
         case _:
             raise ValueError(f"mode is {mode!r}, not uniform, random or dense")
@@ -182,8 +183,8 @@ def decode(
 
     Args:
       video: an encoded file's bytes, its path, or its frames.
-      times: seconds from the first frame, in any order, repeats allowed; past the end means the
-        last frame. Or a function of the VideoInfo that gives them. None: every frame.
+      times: seconds from the first frame, in any order, repeats allowed; times past the end give
+        the last frame. Or a function from VideoInfo to such times. None: every frame.
       short_side: scale to this many pixels on the shorter side, keeping the aspect ratio.
       size: scale to (height, width) instead.
       name: for messages; by default the path.
@@ -228,8 +229,8 @@ def encode(
     """Encodes RGB frames of even height and width; the same frames give the same bytes."""
     stored = io.BytesIO()
     with av.open(stored, "w", format=container) as out:
-        # The number of threads changes what x264 decides, and its look-ahead decides by sums whose
-        # rounding depends on where buffers happen to lie in memory.
+        # The output of x264 depends on the number of threads. Its look-ahead uses sums of floats whose
+        # rounding depends on the memory addresses of buffers.
         options = {"preset": "veryfast", "crf": str(crf), "threads": "1"}
         if codec == "libx264":
             options["x264-params"] = "mbtree=0:rc-lookahead=0"
@@ -263,7 +264,7 @@ def _wanted(
 def _probe_frames(video: Frames, name: str) -> VideoInfo:
     """The properties of JPEG frames, from the header of the first."""
     if not video.images or not video.fps > 0:
-        raise VideoError(f"{name}: holds no frame; build the dataset again")
+        raise VideoError(f"{name}: has no frames; build the dataset again")
     with _opened_picture(video.images[0], name) as image:
         width, height = image.size
     count = len(video.images)
@@ -285,7 +286,7 @@ def _opened_picture(data: bytes, name: str) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if max(image.size) > MAX_SIDE:
                 raise VideoError(
-                    f"{name}: a frame of {image.size} px; give at most {MAX_SIDE} a side"
+                    f"{name}: a frame of {image.size} px; use at most {MAX_SIDE} per side"
                 )
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -294,7 +295,7 @@ def _opened_picture(data: bytes, name: str) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _opened(video: bytes | str | os.PathLike[str], name: str | None) -> Iterator[_Opened]:
-    """Opens and indexes a file; libav's errors inside become a VideoError."""
+    """Opens and indexes a file; converts errors of libav, also in the with block, to VideoError."""
     source: BinaryIO
     if isinstance(video, bytes):
         name, source = name or "<bytes>", io.BytesIO(video)
@@ -302,7 +303,7 @@ def _opened(video: bytes | str | os.PathLike[str], name: str | None) -> Iterator
     else:
         name = name or os.fspath(video)
         try:
-            # Checked before it is opened: opening a FIFO would wait for a writer.
+            # Check this before opening the file: opening a FIFO would wait for a writer.
             if not stat.S_ISREG(os.stat(video).st_mode):
                 raise VideoError(f"{name}: not a regular file; name a video file")
             source = open(video, "rb")  # noqa: SIM115
@@ -313,19 +314,19 @@ def _opened(video: bytes | str | os.PathLike[str], name: str | None) -> Iterator
         if empty:
             raise VideoError(f"{name}: the file is empty; fetch or record it again")
         try:
-            # A stream, not a name: libav opens no file.
+            # Pass a stream, not a name, so that libav itself opens no file.
             with av.open(
                 stream,
                 options={
                     "format_whitelist": allowed_demuxers(),
-                    "protocol_whitelist": "none",  # the stream is open already; nothing else may be
+                    "protocol_whitelist": "none",  # the stream is already open; open nothing else
                 },
             ) as container:
                 yield _index(name, container)
         except (av.FFmpegError, ValueError, EOFError, IndexError) as error:
             what = getattr(error, "strerror", None) or str(error)
             raise VideoError(
-                f"{name}: not a video that can be decoded, or truncated ({what}); give a whole video "
+                f"{name}: not a video that can be decoded, or truncated ({what}); use a complete video "
                 "file, e.g. an mp4"
             ) from error
 
@@ -337,22 +338,22 @@ def _index(name: str, container: Any) -> _Opened:
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise VideoError(f"{name}: its codec is not known to FFmpeg; convert it, e.g. to H.264")
-    stream.thread_count = 1  # loaders decode many files at once; one thread each is the fastest
+    stream.thread_count = 1  # loaders decode many files at once; one thread per file is fastest
     height, width = stream.codec_context.height, stream.codec_context.width
     if not 0 < height <= MAX_SIDE or not 0 < width <= MAX_SIDE:
-        raise VideoError(f"{name}: frames of {height} x {width} px; give at most {MAX_SIDE} a side")
+        raise VideoError(
+            f"{name}: frames of {height} x {width} px; use at most {MAX_SIDE} per side"
+        )
     packets = [
         (p.pts, p.is_keyframe, p.is_discard, p.duration or 0)
         for p in container.demux(stream)
         if p.size
     ]
     promised, found = stream.frames, len(packets)
-    # Headers are often off by a few frames; a file that was cut short lacks a good part.
+    # The number in the header is often wrong by a few frames; a truncated file lacks many.
     if promised and found < (1 - MAX_MISSING) * promised - 1:
-        raise VideoError(
-            f"{name}: truncated, it holds {found} of {promised} frames; fetch it again"
-        )
-    # A trimmed file keeps frames that only serve to decode others; they are not shown.
+        raise VideoError(f"{name}: truncated, it has {found} of {promised} frames; fetch it again")
+    # A trimmed file has frames that are only needed to decode others and are not shown.
     pts = [at for at, _, discarded, _ in packets if not discarded]
     count = len(pts)
     timed = None not in pts and len(set(pts)) == len(pts)
@@ -385,9 +386,9 @@ def _index(name: str, container: Any) -> _Opened:
 
 
 def _decoded(opened: _Opened, wanted: list[int]) -> Iterator[tuple[int, Any]]:
-    """Frames with their indices, at least the wanted (ascending) ones, and none past the last."""
+    """Yields frames with their indices: at least `wanted` (ascending), none after the last of them."""
     container, stream, pts_N = opened.container, opened.stream, opened.pts_N
-    if pts_N is None:  # no times to seek by: from the start, in order
+    if pts_N is None:  # cannot seek: decode from the start
         container.seek(0)
         index = -1
         for index, frame in enumerate(container.decode(stream)):
@@ -398,7 +399,7 @@ def _decoded(opened: _Opened, wanted: list[int]) -> Iterator[tuple[int, Any]]:
     index_of = {int(pts): i for i, pts in enumerate(pts_N)}
     at, frames = -1, iter(())
     for want in wanted:
-        # Go to the last keyframe before the frame, unless decoding is already past that.
+        # Seek to the last keyframe before the frame, unless decoding is already past that.
         before = np.searchsorted(opened.keys_K, pts_N[want], side="right") - 1
         key = int(opened.keys_K[max(before, 0)]) if len(opened.keys_K) else int(pts_N[0])
         if at < 0 or index_of.get(key, 0) > at + 1:
@@ -422,5 +423,5 @@ def _target(
     if short_side is None:
         return info.height, info.width
     scale = short_side / min(info.height, info.width)
-    # Rounding must not make the short side a pixel shorter than what is cropped from it.
+    # Rounding must not make the short side one pixel shorter than the crop.
     return max(round(info.height * scale), short_side), max(round(info.width * scale), short_side)

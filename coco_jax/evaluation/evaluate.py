@@ -20,7 +20,7 @@ from coco_jax.training.text_features import with_features
 def embed_videos(
     program: Program, params: Params, task: Task, indices_N: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N D"]:
-    """Unit vectors of records: the mean over `config.data.views` clips of each."""
+    """Unit vectors of records; each is the normalised mean over `config.data.views` clips."""
     clip = ClipReader(task.config, training=False, records=task.dataset.records)
     share = {"process": jax.process_index(), "processes": jax.process_count(), "clip": clip}
     row = {int(index): n for n, index in enumerate(indices_N)}
@@ -31,7 +31,7 @@ def embed_videos(
             task.dataset.records, indices_N, task.config, view, **share
         ):
             v_BD = program.embed_videos(params, global_batch(program.mesh, batch["video"]))
-            # The mesh decides which process has which rows, so each row comes with its record.
+            # Which rows a process gets depends on the mesh, so gather the record of each row as well.
             index_B = program.gather(global_batch(program.mesh, batch["index"].astype(np.int32)))
             found_ND[[row[i] for i in np.asarray(index_B).tolist()]] = np.asarray(v_BD)
         total_ND += found_ND
@@ -41,12 +41,12 @@ def embed_videos(
 def embed_candidates(
     program: Program, params: Params, task: Task
 ) -> tuple[jax.Array, np.ndarray | None, np.ndarray | None]:
-    """l_c and d_cm of the candidates, seen classes first, and the mask of the descriptions."""
+    """Embeddings l_c and d_cm of the candidates, seen classes first, and a mask of the descriptions."""
     labels_KPL, ids_KML, mask_KM = task.candidate_texts()
     l_KD = program.embed_labels(params, labels_KPL)
     if ids_KML is None:
         return l_KD, None, None
-    # One class at a time: the activations of a thousand classes would not fit into memory.
+    # One class at a time: the activations of a thousand classes do not fit in memory.
     d_KMD = np.stack(
         [np.asarray(program.embed_texts(params, ids_ML[None])[0]) for ids_ML in ids_KML]
     )
@@ -56,7 +56,7 @@ def embed_candidates(
 def score_records(
     program: Program, params: Params, task: Task, indices_N: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, "N K"]:
-    """score(v, c) of records against all candidates, seen classes first."""
+    """Scores of records for all candidates, seen classes first."""
     features = embed_candidates(program, params, task)
     v_ND = embed_videos(program, params, task, indices_N)
     chunks = np.array_split(v_ND, max(len(v_ND) // 1024, 1))
@@ -67,7 +67,7 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     """All metrics of one run, ready for JSON; accuracies are fractions.
 
     Raises:
-      LeakError: training has not ended.
+      LeakError: training is not finished.
       UserError: scores are not finite.
     """
     check_final(step, task.config)
@@ -110,7 +110,7 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
 def _accuracies(
     task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
 ) -> dict[str, Any]:
-    """Top-1 and top-5; for a cross-dataset run their means over its first group of test sets.
+    """Top-1 and top-5; for a cross-dataset run, the means over the first group of test sets.
 
     Top-5 is None with at most five candidates.
     """
@@ -139,17 +139,17 @@ def _accuracies(
 def _top_k(
     scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int
 ) -> float | None:
-    """Top-k accuracy; None if k > 1 candidates are all there are."""
+    """Top-k accuracy; None if k > 1 and there are at most k candidates."""
     return None if 1 < k >= scores_NK.shape[1] else metrics.top_k(scores_NK, label_N, k)
 
 
 def _group(name: str, subset: Subset) -> str:
-    """The group of a test set: `official`, or its split's name without the number at the end."""
+    """The group of a test set: `official`, or the name of its split without the final number."""
     return "official" if subset.official else name.rstrip("0123456789") or "splits"
 
 
 def _chance(plan: Plan) -> float:
-    """The expected top-1 accuracy of a random guess: like top-1 a mean over the first group."""
+    """Top-1 accuracy of a random guess: like top-1, a mean over the first group of test sets."""
     groups: dict[str, list[int]] = {}
     for name, subset in plan.subsets.items():
         groups.setdefault(_group(name, subset), []).append(len(subset.classes))
@@ -164,7 +164,7 @@ def _examples(
     label_N: Int[np.ndarray, " N"],
     tau: float,
 ) -> list[dict[str, Any]]:
-    """The first video of every unseen class with its three best actions.
+    """The first video of every unseen class with the three actions of the highest scores.
 
     `share` is the softmax over the unseen classes at the temperature of the model.
     """

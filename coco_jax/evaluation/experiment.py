@@ -1,4 +1,4 @@
-"""Runs of an experiment: each is trained and evaluated in a folder of its own."""
+"""Runs of an experiment; each is trained and evaluated in its own folder."""
 
 import itertools
 import pathlib
@@ -30,7 +30,7 @@ def run_configs(config: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def run_name(config: ConfigDict) -> str:
-    """The folder of a run below its workdir."""
+    """The folder of a run, relative to its workdir."""
     return f"{config.ablation}/split{config.split}/seed{config.seed}"
 
 
@@ -44,21 +44,21 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates one run in `workdir/ABLATION/splitN/seedN`, or resumes it.
 
-    A finished run is neither repeated nor is its data opened.
+    A finished run is not repeated, and its data is not opened.
 
     Args:
       config: of the run, without a sweep.
       workdir: of the experiment.
       mode: "train", "evaluate" or "both".
-      allow_config_change: resume although the config differs from the stored one.
+      allow_config_change: resume even if the config differs from the stored one.
       profile_steps: first and last step to trace, counted from 1.
-      preemption: what watches for signals.
+      preemption: handles SIGTERM and Ctrl-C.
 
     Returns:
       The metrics in result.json; {} if the run was only trained.
 
     Raises:
-      UserError: the config or data is not usable, or differs from what the folder was trained with.
+      UserError: the config or the data is not valid, or the config differs from the stored one.
     """
     name = run_name(config)
     folder = workdir / name

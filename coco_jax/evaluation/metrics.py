@@ -1,4 +1,4 @@
-"""The metrics of the field: top-k, per class, generalised zero-shot. Accuracies are fractions."""
+"""Metrics: top-k, per class, generalised zero-shot. Accuracies are fractions."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from jaxtyping import Float, Int
 def top_k(scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int) -> float:
     """Share of videos whose class is among the k best scores. A tie counts as a miss.
 
-    So a model that gives all classes the same score gets 0, whatever their order.
+    A model that gives all classes the same score therefore gets 0, unless k is the number of classes.
     """
     own_N1 = np.take_along_axis(scores_NK, label_N[:, None], 1)
-    # The class itself is among those that are not worse. NaN is never a hit.
+    # Counts the classes with a score that is not lower, including the class itself. NaN is a miss.
     return float(((~(scores_NK < own_N1)).sum(1) <= k).mean())
 
 
 def predict(
     scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"]
 ) -> Int[np.ndarray, " N"]:
-    """The best-scored class of each video; of tied classes, one that is not the video's own.
+    """The class of each video with the highest score; in a tie, one that is not the true class.
 
-    So per-class accuracy and the confusion matrix count a tie as a miss, like `top_k`.
+    Per-class accuracy and the confusion matrix therefore count a tie as a miss, like `top_k`.
     """
     best_N1 = scores_NK.max(1, keepdims=True)
     tied_NK = scores_NK == best_N1
@@ -47,7 +47,7 @@ def confusion(
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:
-    """2 s u / (s + u), and 0 where both are 0 (Xian et al., arXiv 1707.00600, eq. 5)."""
+    """2 s u / (s + u); 0 if both are 0 (Xian et al., arXiv 1707.00600, eq. 5)."""
     return 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
 
 
@@ -62,8 +62,8 @@ def generalised(
 
     Args:
       scores_NK: of every tested video, seen classes first.
-      label_N: their classes; both kinds must occur.
-      seen: how many of the K classes are seen.
+      label_N: their classes; at least one seen and one unseen class.
+      seen: number of seen classes.
 
     Returns:
       `seen`, `unseen`, `harmonic` at offset 0, and `auc`.
@@ -100,12 +100,12 @@ def generalised(
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None if a value is."""
+    """The mean; None if a value is None."""
     numbers = [value for value in values if value is not None]
     return float(np.mean(numbers)) if len(numbers) == len(values) else None
 
 
 def mean_std(values: list[float]) -> dict[str, float | list[float]]:
-    """Mean, sample standard deviation (n - 1; 0 for a single run), and the runs themselves."""
+    """Mean, sample standard deviation (n - 1; 0 for a single run), and the values themselves."""
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": spread, "runs": [float(v) for v in values]}

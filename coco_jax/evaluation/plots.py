@@ -14,16 +14,16 @@ from coco_jax.data.clip_reader import stored
 from coco_jax.errors import UserError
 
 STRIP_FRAMES = 6
-MAX_CLIPS = 16  # one for each unseen class, at most
-MAX_NAMES = 40  # classes whose names fit on the axes of a confusion matrix
+MAX_CLIPS = 16  # at most so many clips, one for each unseen class
+MAX_NAMES = 40  # the axes of a larger confusion matrix have no class names
 
 
 def draw(
     runs: list[dict[str, Any]], config: ConfigDict, folder: pathlib.Path
 ) -> list[pathlib.Path]:
-    """Draws the first run of every ablation; returns the files written.
+    """Draws the first run of every ablation; returns the paths of the plots.
 
-    Without the dataset, as when finished runs are shown on another machine, no clips are drawn.
+    If the dataset is absent (finished runs can be copied to another machine), no clips are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = {run["ablation"]: run for run in reversed(runs)}
@@ -40,7 +40,7 @@ def draw(
 
 
 def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
-    """Confusion matrices of the unseen classes side by side, rows in percent of the true class."""
+    """Draws confusion matrices of the unseen classes side by side, in percent of the true class."""
     figure = Figure(figsize=(5 * len(runs), 5), layout="constrained")
     for i, run in enumerate(runs):
         counts = np.array(run["confusion"])
@@ -65,7 +65,7 @@ def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
 
 
 def strip(run: dict[str, Any], config: ConfigDict, path: pathlib.Path) -> pathlib.Path:
-    """One clip of each unseen class with its three best predictions, the true action in green."""
+    """Draws one clip of each unseen class with its top-3 predictions, the true action in green."""
     records = datasets.open_dataset(config).records
     examples = run["examples"][:MAX_CLIPS]
     figure = Figure(figsize=(12, 1.5 * len(examples)), layout="constrained")

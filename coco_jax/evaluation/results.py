@@ -1,4 +1,4 @@
-"""The results of a sweep: results.json and the table on the terminal."""
+"""The results of a sweep: results.json and the printed table."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 
 from coco_jax.evaluation import metrics
 
-FORMAT = 2  # of results.json
+FORMAT = 2  # version of results.json
 GENERALISED = ("seen", "unseen", "harmonic", "auc")
 
 
@@ -24,7 +24,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
     """The content of results.json for finished runs, each `{"ablation", "split", "seed", **metrics}`.
 
     The `runs` of a metric are ordered by split, then seed; `std` is over all of them. A metric is None
-    if it was not measured, as top-5 is with at most five candidates.
+    if it was not measured, e.g. top-5 with at most five candidates.
     """
     ablations: dict[str, Any] = {}
     for name in dict.fromkeys(run["ablation"] for run in runs):
@@ -55,7 +55,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
 
 
 def _values(runs: list[dict[str, Any]], metric: str) -> list[float | None]:
-    """A metric of every run; for cross-dataset runs of every test set in their first group."""
+    """A metric of every run; for cross-dataset runs, of every test set in the first group."""
     values: list[float | None] = []
     for run in runs:
         values += next(iter(run["cross"].values()))[metric] if "cross" in run else [run[metric]]
@@ -68,7 +68,7 @@ def _mean_std(values: list[float | None]) -> dict[str, Any] | None:
 
 
 def _chance(run: dict[str, Any]) -> float:
-    """Results of 0.1 do not have it; there every unseen class was a candidate."""
+    """The chance level. Results of 0.1 do not have it; all unseen classes were candidates there."""
     return run.get("chance") or 1 / len(run["unseen_classes"])
 
 

@@ -14,6 +14,7 @@ from coco_jax import presets
 from coco_jax.config import uses_cycle, uses_descriptions
 from coco_jax.models import alignment
 from coco_jax.models.alignment import normalise
+from coco_jax.models.i3d import I3D
 from coco_jax.models.invariance import Invariance, cycle_loss
 from coco_jax.models.text import TextTower
 from coco_jax.models.video import FeatureTower, VideoTower
@@ -58,13 +59,15 @@ class CoCo(nnx.Module):
             return (rank, config.lora.alpha / rank) if tower.trainable == "lora" else None
 
         if video.kind == "features":
-            self.video: FeatureTower | VideoTower = FeatureTower(
+            self.video: FeatureTower | I3D | VideoTower = FeatureTower(
                 features=video.feature_dim,
                 width=video.width,
                 dropout=video.dropout,
                 dtype=dtype,
                 rngs=rngs,
             )
+        elif video.kind == "i3d":
+            self.video = I3D(remat=model.remat, dtype=dtype, rngs=rngs)
         else:
             self.video = VideoTower(
                 presets.video_tower(config),

@@ -179,7 +179,7 @@ class I3D(nnx.Module):
         self.conv2c = Unit(64, 192, 3, **settings)
         channels, modules = 192, {}
         for name, branches in MIXED.items():
-            modules[f"mixed{name}"] = Mixed(channels, branches, **settings)
+            modules[name] = Mixed(channels, branches, **settings)
             channels = branches.total
         self.mixed = nnx.Dict(modules)
         self.remat = remat
@@ -193,7 +193,7 @@ class I3D(nnx.Module):
 
         def mixed(names: Sequence[str], x: jax.Array) -> jax.Array:
             for name in names:
-                x = apply(self.mixed[f"mixed{name}"], x)
+                x = apply(self.mixed[name], x)
             return x
 
         x = max_pool(self.stem(video_BTHWC), (1, 3, 3), (1, 2, 2))

@@ -1,4 +1,4 @@
-"""Checkpoints: the state, and beside it the place in the data, the config and the code's version."""
+"""Checkpoints: the state, the number of the next batch, the config and the version of the code."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ from coco_jax.version import __version__
 
 T = TypeVar("T")
 
-# What orbax raises for damaged files: TensorStore's and json's errors are ValueErrors; a file or a key
-# that is missing; metadata that is not an object is an AttributeError.
+# Errors that orbax raises for damaged files. Those of TensorStore and json are ValueErrors; metadata
+# that is not an object causes an AttributeError.
 UNREADABLE = (ValueError, LookupError, OSError, AttributeError)
 
-# How a disk that takes no more is told by the system, TensorStore and gcsfuse.
+# Messages of the system, TensorStore and gcsfuse if a file cannot be written, e.g. on a full disk.
 UNWRITTEN = re.compile(
     r"no space|too large|quota|RESOURCE_EXHAUSTED|read-only|input/output error|permission denied",
     re.IGNORECASE,
@@ -35,27 +35,27 @@ UNWRITTEN = re.compile(
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; written in the background, whole or not at all."""
+    """The checkpoints of one run in `folder`, written atomically and in the background."""
 
     def __init__(self, folder: pathlib.Path, keep: int, program: Program):
         self.folder, self._program = folder, program
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,  # what a killed process left half written
+            cleanup_tmp_directories=True,  # incomplete ones of killed processes
         )
         self._manager = _open_manager(folder, options)
 
     @property
     def latest(self) -> int | None:
-        """The step of the last checkpoint, finished or being written."""
+        """The step of the last checkpoint, complete or being written."""
         return self._manager.latest_step()
 
     def save(self, state: State, config: ConfigDict, next_batch: int) -> None:
-        """Starts writing a checkpoint of the state's step, once the one before is whole.
+        """Waits until the previous checkpoint is complete, then starts writing this one.
 
         Raises:
-          UserError: this one or the one before cannot be written, e.g. as the disk is full.
+          UserError: this or the previous checkpoint cannot be written, e.g. because the disk is full.
         """
         meta = {
             "next_batch": next_batch,
@@ -73,17 +73,20 @@ class Checkpoints:
             )
 
     def restore(self) -> tuple[State, int] | None:
-        """The latest state that is whole, laid out for the program, and its next batch; None if none.
+        """Restores the latest readable checkpoint, sharded for the program.
 
-        Damaged checkpoints are moved aside, to `damaged.STEP`, and named on stderr.
+        Damaged checkpoints are moved to `damaged.STEP` and reported on stderr.
+
+        Returns:
+          The state and the number of its next batch; None if there are no checkpoints.
 
         Raises:
-          UserError: none is whole, or they are of another model.
+          UserError: all checkpoints are damaged, or they are of another model.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             got, reason = self._attempt(step)
-            # What one process cannot read, none goes on from.
+            # Use a checkpoint only if all processes can read it.
             if multihost_utils.process_allgather(np.array(got is not None)).all():
                 self._move_aside(damaged, step)
                 return got
@@ -91,13 +94,13 @@ class Checkpoints:
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"{self.folder}: no checkpoint there is whole ({reasons}); remove the folder to begin "
+                f"{self.folder}: all checkpoints are damaged ({reasons}); remove the folder to start "
                 "again"
             )
         return None
 
     def _attempt(self, step: int) -> tuple[tuple[State, int] | None, str]:
-        """A checkpoint, or why it cannot be had."""
+        """Restores a checkpoint; returns None and the reason if it is damaged."""
         abstract = self._program.abstract
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
@@ -112,14 +115,14 @@ class Checkpoints:
         state = State(**arrays)
         found = np.asarray(self._program.fingerprint(state)).tolist()
         if meta.get("fingerprint", found) != found:  # 0.1.0 stored none
-            return None, "its numbers are not those that were saved"
+            return None, "its values do not match the stored fingerprint"
         return (state, meta["next_batch"]), ""
 
     def _check_model(self, step: int, abstract: State) -> None:
-        """Refuses a readable checkpoint of other shapes, which is not damaged at all."""
+        """Raises an error if the checkpoint is readable but has other shapes: it is not damaged."""
         reader, path = ocp.PyTreeCheckpointer(), (self.folder / str(step) / "state").absolute()
         metadata, _ = _read(lambda: reader.metadata(path).item_metadata)
-        if metadata is None:  # it is damaged indeed
+        if metadata is None:  # the checkpoint is damaged
             return
         leaves = jax.tree.leaves_with_path(metadata.tree)
         shapes = {path_of(p): tuple(getattr(x, "shape", ())) for p, x in leaves}
@@ -135,23 +138,23 @@ class Checkpoints:
     def _move_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
             if jax.process_index() == 0:
-                aside = self.folder / f"damaged.{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
+                moved = self.folder / f"damaged.{step}"
+                shutil.rmtree(moved, ignore_errors=True)
+                (self.folder / str(step)).rename(moved)
                 print(
-                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({reason}); it is now "
-                    f"{aside.name}, and the run goes on from step {good}",
+                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({reason}); moved it to "
+                    f"{moved.name}; resuming from step {good}",
                     file=sys.stderr,
                 )
         if damaged:
-            multihost_utils.sync_global_devices("damaged checkpoints are aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are moved")
             self._manager.reload()
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits until the last checkpoint is written.
 
         Raises:
-          UserError: it cannot be written, e.g. as the disk is full.
+          UserError: it cannot be written, e.g. because the disk is full.
         """
         with self._written():
             self._manager.wait_until_finished()
@@ -159,46 +162,47 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """Says in one line that a checkpoint could not be written."""
+        """Converts errors of writing to a UserError."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())
             if not UNWRITTEN.search(reason):
                 raise
-            whole = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+            complete = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
             raise UserError(
-                f"{self.folder}: a checkpoint could not be written ({reason[-200:]}); the last whole "
-                f"one is of step {max(whole, default=0)}. Make room, then give the same command again"
+                f"{self.folder}: a checkpoint could not be written ({reason[-200:]}); the last "
+                f"complete one is of step {max(complete, default=0)}. Free some space, then run "
+                "the same command again"
             ) from error
 
 
 def _open_manager(
     folder: pathlib.Path, options: ocp.CheckpointManagerOptions | None = None
 ) -> ocp.CheckpointManager:
-    """orbax's manager of a folder, which reads the times of all checkpoints.
+    """Opens orbax's manager of a folder, which reads the _CHECKPOINT_METADATA of all checkpoints.
 
     Raises:
-      UserError: the file with the time of one is damaged.
+      UserError: one of these files is damaged.
     """
     try:
         return ocp.CheckpointManager(folder.absolute(), options=options)
     except ValueError as error:
         raise UserError(
             f"{folder}: a file _CHECKPOINT_METADATA there is damaged ({' '.join(str(error).split())}); "
-            "remove that file, and give the same command again"
+            "remove that file and run the same command again"
         ) from error
 
 
 def _read(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What a call of orbax gives, or why the files of a checkpoint cannot be read.
+    """Calls `read`; returns its result, or None and the reason if files of a checkpoint are damaged.
 
-    Other errors than damaged files bring about pass, as they are bugs.
+    Errors that damaged files cannot cause are bugs, and are raised.
     """
     try:
         return read(), ""
     except Exception as error:
-        # orbax wraps an error of TensorStore in a plain Exception.
+        # orbax converts some errors of TensorStore to a plain Exception.
         if not isinstance(error, UNREADABLE) and type(error) is not Exception:
             raise
         return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -206,14 +210,14 @@ def _read(read: Callable[[], T]) -> tuple[T | None, str]:
 
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
-    """Says in one line that a checkpoint cannot be restored."""
+    """Converts errors of restoring to a UserError."""
     try:
         yield
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: the checkpoint is damaged, or of another model ({reason}); remove this folder "
-            "to go back to the checkpoint before it"
+            "to use the previous checkpoint"
         ) from error
 
 
@@ -224,11 +228,11 @@ def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
       UserError: there is no checkpoint, or it is damaged.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoints there; train first, or name a run's folder")
+        raise UserError(f"{folder}: no checkpoints; train first, or give the folder of another run")
     with _open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
-            raise UserError(f"{folder}: holds no finished checkpoint; train first")
+            raise UserError(f"{folder}: no complete checkpoint; train first")
         restore = ocp.args.PyTreeRestore(
             {"params": abstract.params},
             restore_args=ocp.checkpoint_utils.construct_restore_args({"params": abstract.params}),
@@ -240,10 +244,12 @@ def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
 
 
 def check_unchanged(folder: pathlib.Path, config: ConfigDict, allow: bool) -> None:
-    """Refuses to go on with a run, in `folder`, under a config that differs where it matters.
+    """Checks that the run in `folder` was started with the same config.
+
+    Only fields that affect the result are compared (see `FREE`).
 
     Raises:
-      UserError: it differs and `allow` is not set, or the run is finished already.
+      UserError: a field differs, and `allow` is False or the run is finished.
     """
     done, begun = (folder / "result.json").exists(), (folder / "checkpoints").is_dir()
     if not (done or begun):
@@ -256,7 +262,7 @@ def check_unchanged(folder: pathlib.Path, config: ConfigDict, allow: bool) -> No
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """An object that a run stored.
+    """Reads a JSON object that a run stored.
 
     Raises:
       UserError: it is missing or damaged.
@@ -266,5 +272,5 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove the run's folder") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no object; remove the run's folder")
+        raise UserError(f"{path}: not a JSON object; remove the run's folder")
     return value

@@ -1,4 +1,4 @@
-"""Hooks of the training loop: where a step's time goes, the progress line, profiling."""
+"""Hooks of the training loop: times of the parts of a step, the progress line, profiling."""
 
 import math
 import pathlib
@@ -14,9 +14,9 @@ from coco_jax.training.step import State
 
 
 class StepTimer:
-    """Splits the time of steps into waiting for data, work of the host, and waiting for the device.
+    """Splits the time of a step into waiting for data, work on the host, and waiting for the device.
 
-    Gives means in seconds over the steps since the last `read`.
+    `read` returns means in seconds over the steps since the last `read`.
     """
 
     PARTS = ("data", "host", "device")
@@ -27,17 +27,17 @@ class StepTimer:
         self._spent = dict.fromkeys(self.PARTS, 0.0)
 
     def lap(self, part: str) -> None:
-        """Counts the time since the last call to `part`."""
+        """Adds the time since the last call of `lap` to `part`, one of `PARTS`."""
         now = time.monotonic()
         self._spent[part] += now - self._last
         self._last = now
 
     def step(self) -> None:
-        """Counts a step."""
+        """Adds one to the number of steps."""
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """`seconds/step` and its parts; starts over."""
+        """Returns `seconds/step` and its parts, and resets them."""
         self.lap("host")
         parts = {f"seconds/{part}": t / max(self._steps, 1) for part, t in self._spent.items()}
         self._steps, self._spent = 0, dict.fromkeys(self.PARTS, 0.0)
@@ -45,17 +45,17 @@ class StepTimer:
 
 
 class Progress:
-    """The progress line: step, loss, clips a second, split of the time, MFU, time left."""
+    """The progress line: step, loss, clips per second, parts of the time, MFU, remaining time."""
 
     def __init__(self, steps: int, first: int, config: ConfigDict, name: str):
-        """`steps` of the whole run, of which `first` are done; `name` of the run."""
+        """Starts at step `first` of `steps`; `name` is that of the run."""
         self.steps, self.first, self.batch, self.name = steps, first, config.data.batch, name
-        self.flops: float | None = None  # of a step on each device, if its peak is known
-        # The first step compiles, so the speed is measured from its end.
+        self.flops: float | None = None  # of a step on each device; None if its peak is unknown
+        # Set at the end of the first step, which compiles: the speed does not include it.
         self._start: float | None = None
 
     def show(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Prints the line and returns `clips_per_second`, and `mfu` if it is known."""
+        """Prints the line; returns `clips_per_second`, and `mfu` if the peak is known."""
         now = time.monotonic()
         if self._start is None:
             self._start, self.first = now, step
@@ -102,7 +102,7 @@ def parse_steps(text: str) -> tuple[int, int] | None:
 class Profiler:
     """Traces a range of steps into `folder` for TensorBoard's profiler.
 
-    `clu.periodic_actions.Profile` chooses its steps by itself; here the user names them.
+    `clu.periodic_actions.Profile` is not used because it chooses the steps itself.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: pathlib.Path):
@@ -117,7 +117,7 @@ class Profiler:
     def after(self, step: int, state: State) -> None:
         """Call after step `step` was dispatched."""
         if self._steps and self._running and step >= self._steps[1]:
-            jax.block_until_ready(state)  # so that the trace contains the whole last step
+            jax.block_until_ready(state)  # so that the trace has the whole last step
             self.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: restore, train step by step, save."""
+"""The training loop: restores a checkpoint, runs the remaining steps, saves checkpoints."""
 
 import collections
 import contextlib
@@ -33,7 +33,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     preemption: Preemption | None = None,
 ) -> State:
-    """Trains to `config.optimizer.steps`, from the latest intact checkpoint in `folder` if there is one.
+    """Trains up to `config.optimizer.steps`, from the latest readable checkpoint in `folder` if any.
 
     Args:
       program: the compiled functions.
@@ -41,11 +41,15 @@ def train(
       folder: for checkpoints, TensorBoard events, and a profile.
       name: of the run, for the progress line.
       profile_steps: first and last step to trace, counted from 1.
-      preemption: what watches for signals.
+      preemption: handles SIGTERM and Ctrl-C.
+
+    Returns:
+      The state after the last step.
 
     Raises:
-      UserError: the loss is not finite, no checkpoint is intact or fits, or the disk is full.
-      Preempted: a signal came; all processes have saved the same step.
+      UserError: the loss is not finite, no checkpoint can be read, they are of another model, or the
+        disk is full.
+      Preempted: a signal was received; all processes have saved the same step.
     """
     checkpoints = Checkpoints(folder / "checkpoints", task.config.keep_checkpoints, program)
     state, next_batch = _restore(program, task, checkpoints, folder, name)
@@ -57,7 +61,7 @@ def train(
 def _restore(
     program: Program, task: Task, checkpoints: Checkpoints, folder: pathlib.Path, name: str
 ) -> tuple[State, int]:
-    """The state and the number of the next batch: of a checkpoint, or newly initialised."""
+    """The state and the number of the next batch, from a checkpoint or newly initialised."""
     if (restored := checkpoints.restore()) is not None:
         return restored
     state = program.init(jax.random.key(task.config.seed))
@@ -102,12 +106,13 @@ class _Loop:
         self.checkpoints, self.preemption = checkpoints, preemption
         self.timer = StepTimer()
         self.stopping = False
-        # Results are read one step late, so that the device never waits for the host.
+        # The results of a step are read after the next one is dispatched, so that the device does not
+        # wait for the host.
         self.dispatched: collections.deque[_DispatchedStep] = collections.deque()
 
     def run(self, state: State, next_batch: int, profile_steps: tuple[int, int] | None) -> State:
-        """Makes the steps that are left and saves them."""
-        from clu import metric_writers  # imports TensorFlow, which nothing else here needs
+        """Runs the remaining steps and saves checkpoints."""
+        from clu import metric_writers  # imported here because it imports TensorFlow
 
         task, program, config = self.task, self.program, self.task.config
         is_first_process = jax.process_index() == 0
@@ -162,17 +167,17 @@ class _Loop:
         return state
 
     def _save_if_due(self, state: State, done: int, next_batch: int) -> None:
-        """Saves every `checkpoint_every` steps, the last step, and before stopping.
+        """Saves a checkpoint every `checkpoint_every` steps, after the last step, and before stopping.
 
         Raises:
-          Preempted: a signal came.
+          Preempted: a signal was received, and the checkpoint is saved.
         """
         config = self.task.config
         due = done % config.checkpoint_every == 0 or done == config.optimizer.steps
         if not (due or self.stopping):
             return
         while self.dispatched:
-            self._read_oldest()  # never save a state that is not finite
+            self._read_oldest()  # raises an error if a loss is not finite: such a state is not saved
         self.checkpoints.save(state, config, next_batch)
         if self.stopping and done < config.optimizer.steps:
             if jax.process_index() == 0:
@@ -185,7 +190,7 @@ class _Loop:
             raise Preempted(self.preemption.exit_code)
 
     def _read_oldest(self) -> dict[str, float]:
-        """Waits for the oldest dispatched step; its terms.
+        """Waits for the oldest dispatched step and returns its scalars.
 
         Raises:
           UserError: the loss or its gradient is not finite.
@@ -214,10 +219,10 @@ def _sum_over_processes(count: int) -> int:
 
 
 def _flops_per_device(config: ConfigDict, batch: Batch) -> float | None:
-    """FLOPs of a step on each device; None if its peak is not known, or no CPU can count them."""
+    """FLOPs of a step on each device; None if the peak of the device is unknown or JAX has no CPU."""
     if jax.devices()[0].device_kind not in chips.CHIPS:
         return None
     try:
         return model_flops(config, batch) / jax.device_count()
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+    except RuntimeError:  # JAX_PLATFORMS does not include the CPU
         return None

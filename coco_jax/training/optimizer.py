@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, gradient clipping, learning rate multipliers, frozen parts."""
+"""AdamW: warm-up and cosine decay, gradient clipping, learning rate multipliers, frozen parameters."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ TRAINABLE, FROZEN = "learns", "frozen"
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:
-    """The learning rate: linear warm-up, then a cosine to its final share."""
+    """The learning rate: linear warm-up, then cosine decay to `final_learning_rate_ratio`."""
     o = config.optimizer
     return optax.warmup_cosine_decay_schedule(
         0.0,
@@ -27,10 +27,10 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def trainable_mask(config: ConfigDict, tree: Any) -> Any:
-    """For each parameter whether it trains, by the towers' `trainable` in the config.
+    """Whether each parameter is trained, by `trainable` of its tower in the config.
 
-    "all" trains the whole tower, "lora" its low-rank corrections, "none" nothing of it. Temporal
-    modules that were added to a published tower, and everything after the towers, always train.
+    "all": all parameters of the tower; "lora": its LoRA parameters; "none": no parameter. Temporal
+    modules that were added to a published tower, and everything after the towers, are always trained.
     """
     trainable = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
     has_added_module = config.video_tower.temporal in ("transformer", "divided", "shift")

@@ -19,13 +19,14 @@ from coco_jax.models.coco import Batch, CoCo
 from coco_jax.training.optimizer import all_trainable, make_optimizer, schedule, trainable_mask
 
 Params = dict[str, Any]
-DROPOUT_STREAM = 0x64726F70  # folded into the key of a run; parameters use small numbers
+# Folded into the key of a run for dropout; initialisation folds in small numbers.
+DROPOUT_STREAM = 0x64726F70
 
 
 class State(NamedTuple):
-    """What a training step updates."""
+    """The state that a training step updates."""
 
-    step: jax.Array  # int32 scalar, steps done
+    step: jax.Array  # int32 scalar, number of completed steps
     params: Params  # float32
     opt_state: Any
 
@@ -42,22 +43,22 @@ class Program(NamedTuple):
     text_features: Callable[[Params, ArrayLike], jax.Array]  # of the text tower, `X L` to `X W`
     scores: Callable[..., jax.Array]
     gather: Callable[[jax.Array], jax.Array]  # replicates a sharded array
-    any: Callable[[jax.Array], jax.Array]  # whether any element of a sharded array is not 0
+    any: Callable[[jax.Array], jax.Array]  # whether a sharded array has an element other than 0
     fingerprint: Callable[[State], jax.Array]  # uint32, a checksum of each array
     abstract: State  # shapes, dtypes and shardings
 
 
 def make_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """Builds the functions of a run. `step` donates its state: use only the one it returns.
+    """Builds the jitted functions of a run. `step` donates its input state: do not use it afterwards.
 
-    They do not depend on the seed: runs that differ only in the seed share the compiled code.
+    The functions do not depend on the seed: runs that differ only in the seed share the compiled code.
     """
     optimizer, learning_rate = make_optimizer(config), schedule(config)
 
     def create(key: jax.Array) -> CoCo:
         return CoCo(config, rngs=nnx.Rngs(params=key), mesh=mesh)
 
-    # Only the structure: the parameters themselves are created sharded, never on one device.
+    # The structure only. `init` creates the parameters sharded, never all on one device.
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
     def model_of(params: Params) -> CoCo:
@@ -71,14 +72,14 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
         return model_of(stop_gradient_if_frozen(config, params))
 
     def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        # `key` also initialised the parameters: dropout draws from a stream of its own.
+        # `key` also initialised the parameters, so dropout needs a different stream.
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step)
         grads, terms = gradients(
             trainable_model, state.params, batch, dropout_key, config.optimizer.microbatches
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Outside its bounds the clipped temperature would have no gradient and could not return.
+        # Outside the bounds the clipped temperature has no gradient, so it could not return.
         bounds = (math.log(config.model.tau_min), math.log(config.model.tau_max))
         params = params | {"log_tau": jnp.clip(params["log_tau"], *bounds)}
         measured = {
@@ -138,7 +139,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
 
 
 def stop_gradient_if_frozen(config: ConfigDict, params: Params) -> Params:
-    """`params` with gradients stopped at frozen ones, which the backward pass then leaves out."""
+    """Stops the gradient at frozen parameters, so that the backward pass skips them."""
     if all_trainable(config):
         return params
     return jax.tree.map(
@@ -157,18 +158,18 @@ def gradients(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """The gradient of the loss over the whole batch, and the terms of the objective.
 
-    With microbatches only the activations of one are in memory, and the result is the same (up to
-    rounding and other dropout masks): each video is contrasted with the whole batch, and texts are
-    embedded once. This is GradCache (arXiv 2101.06983): embed the videos without gradients, take
+    With microbatches only the activations of one are in memory. The result is the same, except for
+    rounding and dropout masks: each video is contrasted with the whole batch, and texts are embedded
+    once. This is GradCache (arXiv 2101.06983): embed the videos without gradients, take
     the gradient of the loss with respect to their embeddings, then embed each microbatch again and
     propagate that gradient through the video tower.
 
     Args:
-      model_of: makes the model of its parameters.
+      model_of: builds the model from its parameters.
       params: of the model.
       batch: of B videos and the texts of all classes.
       key: for dropout.
-      microbatches: how many to cut the videos into; must divide B.
+      microbatches: number of parts of the batch; must divide B.
     """
 
     def loss(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -182,7 +183,7 @@ def gradients(
         return model_of(params).embed_videos(video, key)
 
     video_key, text_key = jax.random.split(key)
-    # Strided, so that each device keeps its own videos: microbatch i has videos i, i + count, ...
+    # Microbatch i has videos i, i + microbatches, ...: no video moves to another device.
     video = batch["video"]
     parts = jnp.moveaxis(video.reshape(-1, microbatches, *video.shape[1:]), 1, 0)
     keys = jax.random.split(video_key, microbatches)
@@ -209,9 +210,9 @@ def gradients(
 
 
 def fingerprint(tree: Any) -> jax.Array:
-    """A checksum of each array, uint32, from its bits and their positions; equal on every mesh.
+    """A uint32 checksum of each array, from its bits and their positions; the same on every mesh.
 
-    Integer sums modulo 2^32 do not depend on their order, unlike sums of floats.
+    Unlike sums of floats, sums of integers modulo 2^32 do not depend on the order.
     """
 
     def checksum(x: jax.Array) -> jax.Array:
@@ -225,13 +226,13 @@ def fingerprint(tree: Any) -> jax.Array:
             ),
             start=jnp.uint32(0),
         )
-        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)  # an odd factor keeps every bit
+        return (bits * (2 * position + 1)).sum(dtype=jnp.uint32)  # an odd factor loses no bit
 
     return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
-    """Shapes and dtypes of a training batch with `seen` classes and `pool` classes in the pool."""
+    """Shapes and dtypes of a training batch with `seen` seen classes and `pool` classes in the pool."""
     video, text = config.video_tower, config.text
     frozen = config.text_tower.trainable == "none"
     width, dtype = (config.text_tower.width, "bfloat16") if frozen else (text.length, "int32")
@@ -261,8 +262,11 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
 def model_flops(config: ConfigDict, batch: Batch) -> float:
     """FLOPs of one training step over the whole batch, without rematerialisation.
 
-    XLA counts them on the program as written, for one CPU device; nothing is compiled. `batch` is
-    the input of a step, or `abstract_batch`.
+    XLA counts the FLOPs of the lowered program for one CPU device, without compiling it.
+
+    Args:
+      config: of the run.
+      batch: the input of a step, or `abstract_batch`.
     """
     with jax.default_device(device := jax.local_devices(backend="cpu")[0]):
         plain = config.copy_and_resolve_references()
@@ -279,5 +283,5 @@ def model_flops(config: ConfigDict, batch: Batch) -> float:
 
 
 def global_batch(mesh: Mesh, local: Any) -> jax.Array:
-    """A global array, split over the mesh by video, from the part that each process has."""
+    """Makes a global array, sharded by video, from the part of each process."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, sharding.BATCH), local)

@@ -18,10 +18,10 @@ BATCH = 1024  # texts in each call of the tower
 
 
 def with_features(task: Task, program: Program, params: Params) -> Task:
-    """The task with text features instead of token ids, if the text tower is frozen.
+    """Replaces token ids by text features, if the text tower is frozen.
 
-    A task with a trainable text tower, or one that has features already, is returned as it is. All
-    texts of the corpus are cached, whichever classes this run uses, so that other runs find them.
+    A task with a trainable text tower is returned unchanged. All texts of the corpus are cached, also
+    those of classes that this run does not use, so that other runs find them.
 
     Raises:
       UserError: the cache is damaged, or the disk is full.
@@ -42,7 +42,8 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
     width = config.text_tower.width
 
     def encode(batch: Sequence[str]) -> np.ndarray:
-        ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)  # one shape: compiled once
+        # Always the same shape, so that the tower is compiled once.
+        ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)
         ids_XL[: len(batch)] = task.tokenizer(batch)
         return np.asarray(program.text_features(params, ids_XL))[: len(batch)]
 
@@ -62,7 +63,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
 
 
 def cache_key(task: Task, params: Params) -> str:
-    """The name of a cache: a hash of tower (parameters and architecture), tokenizer and text length."""
+    """The name of a cache: a hash of the tower's parameters and architecture, tokenizer, text length."""
     tower = {**task.config.text_tower.to_dict(), "dtype": task.config.model.dtype}
     tower["style"] = task.config.text.tokenizer_style
     parts = [json.dumps(tower, sort_keys=True).encode(), task.tokenizer.model]
@@ -73,7 +74,7 @@ def cache_key(task: Task, params: Params) -> str:
 
 
 def _gather(leaf: jax.Array) -> np.ndarray:
-    """The whole parameter, gathered from all processes."""
+    """Gathers a parameter from all processes."""
     from jax.experimental import multihost_utils
 
     if leaf.is_fully_addressable:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
-from coco_jax.weights import bert, clip, files, siglip, videoprism
+from coco_jax.weights import bert, clip, files, i3d, siglip, videoprism
 from coco_jax.weights.table import Family, family_of, fill
 
 FAMILIES: tuple[Family, ...] = (
@@ -21,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     siglip.BIG_VISION,
     videoprism.LVT,
     bert.HUGGING_FACE,
+    i3d.KINETICS,
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coco_jax.errors import UserError
+from coco_jax.weights import packages
 
 NAMES = (
     "model.safetensors",
@@ -23,7 +24,8 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
     """Finds a checkpoint file, and downloads it from Hugging Face if necessary.
 
     Args:
-      where: a file, a folder, hf:org/name, or hf:org/name/file. Downloads are cached.
+      where: a file, a folder, hf:org/name, hf:org/name/file, or package:NAME (weights/packages.py).
+        Downloads are cached.
       field: the config field that `where` comes from, for error messages.
       names: file names to look for in a folder or repository; the first one found is used.
 
@@ -35,6 +37,8 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
     """
     if where.startswith("hf:"):
         return _fetch(where, field, names)
+    if where.startswith(packages.PREFIX):
+        return packages.locate(where, field, names)
     path = pathlib.Path(where).expanduser()
     if path.is_dir():
         for name in names:

@@ -1,4 +1,4 @@
-"""Tests of the matching of action names, on the benchmarks' real class lists where they lie."""
+"""Matching of action names, on the class lists of the benchmarks if they are in shared/annotations."""
 
 import collections
 import json
@@ -44,7 +44,7 @@ def lines(name):
         ("ｌｕｇｅ", "luge."),
     ],
 )
-def test_spellings_of_one_name(one, other):
+def test_spellings_of_the_same_name_have_the_same_key(one, other):
     assert action_names.normal(one) == action_names.normal(other) != ""
 
 
@@ -60,12 +60,12 @@ def test_spellings_of_one_name(one, other):
         ("dying hair", "dyeing hair"),
     ],
 )
-def test_names_that_differ_stay_apart(one, other):
+def test_different_names_have_different_keys(one, other):
     assert action_names.normal(one) != action_names.normal(other)
 
 
 @pytest.mark.parametrize("name", MAPS + DEFINED)
-def test_no_two_classes_of_a_benchmark_have_one_key(name):
+def test_all_classes_of_a_benchmark_have_different_keys(name):
     groups = collections.defaultdict(list)
     for label in lines(name):
         groups[action_names.normal(label)].append(label)
@@ -74,7 +74,7 @@ def test_no_two_classes_of_a_benchmark_have_one_key(name):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_a_class_respelled_is_found_and_no_other(name):
+def test_each_respelled_class_matches_only_itself(name):
     labels = lines(name)
     ways = [
         str.upper,
@@ -88,7 +88,7 @@ def test_a_class_respelled_is_found_and_no_other(name):
         assert not result.unmatched_classes
 
 
-def test_ucf101_names_its_classes_two_ways():
+def test_the_two_class_lists_of_ucf101_match():
     folders, words = lines("ucf101/label_map.txt"), lines("ucf101/classes_label_defn.json")
     result = action_names.match(words, folders)
     assert len(result.found) == len(set(result.found.values())) == 101
@@ -96,10 +96,10 @@ def test_ucf101_names_its_classes_two_ways():
     assert result.found["hand stand pushups"] == "HandstandPushups"
     assert all(
         word.replace(" ", "") == label.lower() for word, label in result.found.items()
-    )  # spelled independently of `normal`
+    )  # checked without `normal`
 
 
-def test_hmdb51_names_its_classes_two_ways():
+def test_the_two_class_lists_of_hmdb51_match():
     result = action_names.match(
         lines("hmdb51/classes_label_defn.json"), lines("hmdb51/label_map.txt")
     )
@@ -107,7 +107,7 @@ def test_hmdb51_names_its_classes_two_ways():
     assert len(result.found) == 51
 
 
-def test_the_renamed_classes_are_those_of_the_files():
+def test_renamed_agrees_with_the_class_lists():
     k400, k600, defined = map(lines, [KINETICS[400], KINETICS[600], DEFINED[0]])
     assert len(set(defined)) == 620
     assert set(action_names.RENAMED.values()) == set(k600) - set(defined)
@@ -115,7 +115,7 @@ def test_the_renamed_classes_are_those_of_the_files():
     assert len(action_names.RENAMED) == 12
 
 
-def test_kinetics_600_is_matched_to_the_620_class_for_class():
+def test_each_class_of_kinetics_600_matches_one_of_the_620():
     result = action_names.match(lines(KINETICS[600]), lines(DEFINED[0]))
     assert not result.unmatched_actions
     assert not result.ambiguous
@@ -124,19 +124,19 @@ def test_kinetics_600_is_matched_to_the_620_class_for_class():
     assert result.found == {label: back.get(label, label) for label in result.found}
 
 
-def test_kinetics_700_keeps_its_two_ways_of_waking_up():
+def test_waking_up_and_baby_waking_up_of_kinetics_700_stay_different():
     result = action_names.match(["waking up", "BabyWakingUp"], lines(KINETICS[700]))
     assert result.found == {"waking up": "waking up", "BabyWakingUp": "baby waking up"}
 
 
-def test_kinetics_400_is_matched_to_600_once_at_most():
+def test_no_two_classes_of_kinetics_400_match_the_same_one_of_600():
     result = action_names.match(lines(KINETICS[400]), lines(KINETICS[600]))
     times = collections.Counter(result.found.values())
     assert [label for label, count in times.items() if count > 1] == []
     assert {result.found[old] for old in action_names.RENAMED} == set(action_names.RENAMED.values())
 
 
-def test_brackets_at_the_end_matter_only_where_both_have_them():
+def test_final_brackets_are_compared_only_if_both_names_have_them():
     classes = ["curling (sport)", "pass (in game)", "pass (not in game)", "fencing"]
     result = action_names.match(["Curling", "pass", "pass (at home)", "fencing (sport)"], classes)
     assert result.found == {"Curling": "curling (sport)", "fencing (sport)": "fencing"}
@@ -145,18 +145,17 @@ def test_brackets_at_the_end_matter_only_where_both_have_them():
     assert result.unmatched_classes == ["pass (in game)", "pass (not in game)"]
 
 
-def test_two_classes_of_one_key_are_never_merged():
+def test_action_that_matches_two_classes_is_ambiguous():
     result = action_names.match(["clap", "claps", "clapping hands"], ["clap", "clapping"])
     assert result.found == {"clap": "clap"}
     assert result.ambiguous == {"claps": ["clap", "clapping"]}
-    assert action_names.match(["CLAP"], ["clap", "clapping"]).found == {
-        "CLAP": "clap"
-    }  # the closer
+    # The rule of equal letters comes before that of equal keys.
+    assert action_names.match(["CLAP"], ["clap", "clapping"]).found == {"CLAP": "clap"}
     assert result.unmatched_actions == ["clapping hands"]
 
 
 @pytest.mark.parametrize("name", ["", "!?", "()", "(", "🏂"])
-def test_a_name_of_no_word_matches_nothing_but_itself_is_no_class(name):
+def test_name_without_words_matches_nothing(name):
     result = action_names.match([name], ["luge", "..."])
     assert result.found == {}
     assert result.unmatched_actions == [name]
@@ -166,7 +165,7 @@ NAME = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @given(actions=st.lists(NAME, max_size=6), classes=st.lists(NAME, max_size=6))
-def test_every_name_is_accounted_for_once(actions, classes):
+def test_every_name_is_in_exactly_one_part_of_the_result(actions, classes):
     result = action_names.match(actions, classes)
     accounted = [*result.found, *result.unmatched_actions, *result.ambiguous]
     assert sorted(accounted) == sorted(set(actions))
@@ -175,5 +174,5 @@ def test_every_name_is_accounted_for_once(actions, classes):
 
 
 @given(NAME)
-def test_case_and_space_around_make_no_difference(name):
+def test_key_ignores_surrounding_space(name):
     assert action_names.normal(f" {name}\t") == action_names.normal(name)

@@ -1,4 +1,4 @@
-"""Tests of the corpus: descriptions of tested videos are left out of it."""
+"""The corpus: descriptions of tested videos are removed."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from coco_jax.data.corpus import Corpus
 @pytest.mark.parametrize(
     "tested", ["-aB_9xYz012", "v_-aB_9xYz012.mp4", "-aB_9xYz012_000003_000013"]
 )
-def test_descriptions_of_a_tested_video_are_left_out_however_its_id_is_written(written, tested):
+def test_descriptions_of_a_tested_video_are_removed_in_every_form_of_its_id(written, tested):
     corpus = Corpus(
         {"yoga": ("a tested one", "another", "unknown"), "run": ("fast",)},
         {"yoga": (written, "v_0123456789a", ""), "run": ("0123456789b_000001_000011",)},

@@ -1,4 +1,4 @@
-"""Tests of opening datasets: ids of videos, and what is said of datasets that are not there."""
+"""Opening datasets: ids of videos, and the error for an unknown dataset."""
 
 import string
 
@@ -17,7 +17,7 @@ TIMES = st.integers(0, 999_999).map("{:06}".format)
 
 
 @given(YOUTUBE | YOUTUBE.map(lambda video: "v_" + video[2:]), TIMES, TIMES)
-def test_one_video_has_one_normal_id_however_datasets_write_it(video, start, end):
+def test_all_forms_of_a_video_id_have_the_same_normal_id(video, start, end):
     """ActivityNet writes v_ID, Kinetics and VATEX ID_START_END; files have folders and suffixes."""
     forms = (
         f"v_{video}", f"{video}_{start}_{end}", f"v_{video}_{start}_{end}", f"{video}.mp4",
@@ -27,11 +27,11 @@ def test_one_video_has_one_normal_id_however_datasets_write_it(video, start, end
 
 
 @given(PLAIN, PLAIN)
-def test_other_videos_have_other_normal_ids(one, two):
+def test_different_videos_have_different_normal_ids(one, two):
     assert (normal_id(one) == normal_id(two)) == (one == two)
 
 
-def test_an_unknown_dataset_is_answered_with_those_that_exist(tmp_path):
+def test_error_for_an_unknown_dataset_lists_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match=r"'ucf101_zasr' does not exist; did you mean") as caught:
         load("ucf101_zasr", str(tmp_path))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The order of training clips: complete, shared without overlap, and taken up anywhere."""
+"""The loader: order of clips, several processes, resuming, augmentation, corrupt videos."""
 
 import dataclasses
 
@@ -23,16 +23,16 @@ def stream(records, indices, config, batches, **kwargs):
     return [next(loader) for _ in range(batches)]
 
 
-def test_an_epoch_shows_every_clip_once(records, tiny):
+def test_an_epoch_has_every_clip_once(records, tiny):
     indices = np.arange(40, 72)
     config = tiny(data__batch=8)
     seen = np.concatenate([b["index"] for b in stream(records, indices, config, 8)])
     assert sorted(seen[:32]) == sorted(seen[32:]) == indices.tolist()
-    assert seen[:32].tolist() != seen[32:].tolist()  # each epoch in an order of its own
+    assert seen[:32].tolist() != seen[32:].tolist()  # each epoch has another order
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_hold_the_parts_of_the_batches_of_one(records, tiny, processes):
+def test_batches_of_several_processes_concatenate_to_those_of_one(records, tiny, processes):
     config, indices = tiny(data__batch=8), np.arange(50)
     whole = stream(records, indices, config, 5)
     parts = [
@@ -45,7 +45,7 @@ def test_processes_hold_the_parts_of_the_batches_of_one(records, tiny, processes
             np.testing.assert_array_equal(together, batch[field])
 
 
-def test_taken_up_at_any_batch_it_goes_on_with_the_very_next(records, tiny):
+def test_loader_started_at_a_batch_continues_with_the_same_clips(records, tiny):
     config, indices = tiny(data__batch=8), np.arange(20)
     whole = stream(records, indices, config, 6)
     for start in (1, 4):
@@ -55,9 +55,9 @@ def test_taken_up_at_any_batch_it_goes_on_with_the_very_next(records, tiny):
             np.testing.assert_array_equal(batch["video"], want["video"])
 
 
-def test_worker_processes_with_caches_of_their_own_change_nothing(records, tiny):
-    """Beyond the first epoch, after which a worker has videos in its cache."""
-    flags.FLAGS.mark_as_parsed()  # Grain's workers are told the flags, which the command parses
+def test_worker_processes_with_caches_give_the_same_clips(records, tiny):
+    """Tested for several epochs: from the second on, workers read from their caches."""
+    flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers; commands parse them
     indices = np.arange(20)
     plain = stream(records, indices, tiny(data__batch=8, data__cache=False), 5)
     worked = stream(records, indices, tiny(data__batch=8, data__cache=True, data__workers=2), 5)
@@ -65,7 +65,7 @@ def test_worker_processes_with_caches_of_their_own_change_nothing(records, tiny)
         np.testing.assert_array_equal(a["video"], b["video"])
 
 
-def test_the_cache_changes_nothing(records, tiny):
+def test_cache_gives_the_same_clips(records, tiny):
     indices = np.arange(20)
     for sampling in ("random", "dense"):
         a, b = (
@@ -76,7 +76,7 @@ def test_the_cache_changes_nothing(records, tiny):
             np.testing.assert_array_equal(left["video"], right["video"])
 
 
-def test_evaluation_covers_all_in_order_and_is_not_augmented(records, tiny):
+def test_evaluation_has_every_record_once_in_order_without_augmentation(records, tiny):
     config, indices = tiny(data__batch=8), np.arange(100, 121)
     parts = [
         list(evaluation_batches(records, indices, config, 0, process=p, processes=2))
@@ -90,8 +90,8 @@ def test_evaluation_covers_all_in_order_and_is_not_augmented(records, tiny):
     )
 
 
-def test_augmentation_keeps_a_clip_whole(records, tiny):
-    """One window, one mirroring and one recolouring for all frames of a clip."""
+def test_augmentation_is_the_same_for_all_frames_of_a_clip(records, tiny):
+    """The same crop, flip and colours."""
     config = tiny(data__crop=0.5)
     clip = ClipReader(config, training=True, records=records)
     still = np.broadcast_to(
@@ -104,7 +104,7 @@ def test_augmentation_keeps_a_clip_whole(records, tiny):
 
 @dataclasses.dataclass(frozen=True)
 class Damaged:
-    """A TFDS source some of whose videos are cut in the middle."""
+    """A TFDS data source in which some videos are truncated to a third."""
 
     source: object
     cut: frozenset[int]
@@ -121,7 +121,7 @@ class Damaged:
 
 
 def damaged(records, cut):
-    """The same records, `cut` of them corrupt."""
+    """The same records; those with an index in `cut` are corrupt."""
     assert len(records.sources) == 1 or max(cut) < len(records.sources[0])
     first, *others = records.sources
     return dataclasses.replace(records, sources=(Damaged(first, frozenset(cut)), *others))
@@ -129,7 +129,7 @@ def damaged(records, cut):
 
 @pytest.fixture
 def planted(records):
-    """Forty training videos of five classes, three of them corrupt, two of these of one class."""
+    """Forty training videos of five classes; three are corrupt, two of these in the same class."""
     classes = np.unique(records.labels[: len(records.sources[0])])[:5]
     indices = np.concatenate([np.flatnonzero(records.labels == c)[:8] for c in classes])
     return (
@@ -144,29 +144,28 @@ def test_a_corrupt_video_is_replaced_by_another_of_its_class(
     records, planted, tiny, cache, monkeypatch
 ):
     corrupt, indices, cut = planted
-    told = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
+    logged = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: logged.append(text % values))
     config = tiny(data__batch=8, data__cache=cache)
     loader = TrainLoader(corrupt, indices, config)
-    epochs = [next(loader) for _ in range(15)]  # three
+    batches = [next(loader) for _ in range(15)]  # three epochs
     sound = stream(records, indices, config, 15)
-    for got, want in zip(epochs, sound, strict=True):
+    for got, want in zip(batches, sound, strict=True):
         assert (want["broken"] == -1).all()
         for n, index in enumerate(want["index"].tolist()):
             shown = int(got["index"][n])
             if index in cut:
                 assert got["broken"][n] == index and shown not in cut and shown in indices
                 assert records.labels[shown] == records.labels[index]
-            else:  # what is whole is as it was, to the last pixel
+            else:  # the other clips do not change
                 assert got["broken"][n] == -1 and shown == index
                 np.testing.assert_array_equal(got["video"][n], want["video"][n])
-    assert loader.broken == cut and len(told) == len(cut)
+    assert loader.broken == cut and len(logged) == len(cut)
     for index in cut:
-        assert sum(records.video_ids[index] in line for line in told) == 1
+        assert sum(records.video_ids[index] in line for line in logged) == 1
 
 
-def test_replacements_are_the_same_everywhere(planted, tiny):
-    """In worker processes, as shares of two processes, taken up later, with and without cache."""
+def test_replacements_do_not_depend_on_workers_processes_cache_or_resuming(planted, tiny):
     flags.FLAGS.mark_as_parsed()
     corrupt, indices, _ = planted
     config = tiny(data__batch=8, data__cache=False)
@@ -191,7 +190,7 @@ def test_replacements_are_the_same_everywhere(planted, tiny):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_class_without_a_whole_video_is_an_error(records, tiny, workers):
+def test_class_in_which_all_videos_are_corrupt_is_an_error(records, tiny, workers):
     flags.FLAGS.mark_as_parsed()
     label = records.labels[0]
     indices = np.flatnonzero(records.labels[: len(records.sources[0])] == label)[:3]
@@ -203,7 +202,7 @@ def test_a_class_without_a_whole_video_is_an_error(records, tiny, workers):
     assert all(records.video_ids[i] in str(caught.value) for i in indices)
 
 
-def test_evaluation_refuses_a_corrupt_video(planted, tiny):
+def test_corrupt_video_in_evaluation_is_an_error(planted, tiny):
     corrupt, indices, _ = planted
     with pytest.raises(videos.VideoError):
         list(evaluation_batches(corrupt, indices, tiny(data__batch=8), 0))

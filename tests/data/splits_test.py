@@ -1,4 +1,4 @@
-"""The rules of METHOD ("never broken"): each is broken here on purpose, and noticed."""
+"""Protocols and class splits, and the rules of docs/method.md: each violation is an error."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from coco_jax.errors import UserError
 
 @pytest.fixture
 def fake():
-    """Six classes, two train and one test video each."""
+    """Six classes with two training videos and one test video each."""
     labels = np.repeat(np.arange(6), 3)
     records = Records((), labels, tuple(f"v{i}" for i in range(18)), ("train", "train", "test") * 6)
     class_splits = {"1": {"seen": list("abcd"), "unseen": list("ef")}}
@@ -29,7 +29,7 @@ def config(**changes):
     return c
 
 
-def test_a_plan_puts_every_video_where_the_protocol_wants_it(fake):
+def test_protocol_test_trains_on_seen_and_tests_on_unseen_classes(fake):
     plan = splits.make_plan(fake, config())
     assert plan.seen == tuple("abcd") and plan.unseen == tuple("ef")
     assert plan.train.tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
@@ -37,7 +37,7 @@ def test_a_plan_puts_every_video_where_the_protocol_wants_it(fake):
     assert plan.test_unseen.tolist() == list(range(12, 18))
 
 
-def test_validation_holds_out_seen_classes_and_never_touches_unseen_ones(fake):
+def test_protocol_validation_uses_no_videos_of_unseen_classes(fake):
     plan = splits.make_plan(fake, config(protocol="validation", validation_classes=2))
     assert len(plan.seen) == len(plan.unseen) == 2
     assert set(plan.seen + plan.unseen) == set("abcd")
@@ -52,18 +52,17 @@ def broken(fake, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seen": tuple("abcde")}, "seen and unseen at once"),
+        ({"seen": tuple("abcde")}, "classes are both seen and unseen"),
         ({"train": np.array([0, 12])}, "videos of unseen classes"),
         ({"train": np.array([0, 2])}, "trained on and tested"),
     ],
 )
-def test_a_planted_leak_is_noticed(fake, change, message):
+def test_leak_in_a_plan_is_an_error(fake, change, message):
     with pytest.raises(splits.LeakError, match=message):
         splits.check_plan(broken(fake, **change), fake)
 
 
-def test_one_video_under_two_records_is_noticed(fake):
-    """The same video as a training record of one class and a tested record of another."""
+def test_video_that_is_both_a_training_and_a_tested_record_is_an_error(fake):
     ids = list(fake.records.video_ids)
     ids[13] = ids[0]
     leaky = dataclasses.replace(
@@ -73,7 +72,7 @@ def test_one_video_under_two_records_is_noticed(fake):
         splits.make_plan(leaky, config())
 
 
-def test_a_dataset_whose_split_overlaps_is_noticed(fake):
+def test_class_split_with_a_class_both_seen_and_unseen_is_an_error(fake):
     leaky = dataclasses.replace(
         fake, class_splits={"1": {"seen": list("abc"), "unseen": list("cf")}}
     )
@@ -81,7 +80,7 @@ def test_a_dataset_whose_split_overlaps_is_noticed(fake):
         splits.make_plan(leaky, config())
 
 
-def test_a_description_of_a_tested_video_is_noticed():
+def test_description_of_a_tested_video_is_an_error():
     splits.check_texts(["v1", "", "v2"], ["v3"])
     with pytest.raises(splits.LeakError, match="v2"):
         splits.check_texts(["v1", "v2"], ["v2", "v3"])
@@ -90,14 +89,14 @@ def test_a_description_of_a_tested_video_is_noticed():
 @pytest.mark.parametrize(
     "written", ["v_0123456789a", "0123456789a_000010_000020", "0123456789a.mp4"]
 )
-def test_a_description_of_a_tested_video_is_noticed_however_its_id_is_written(written):
+def test_description_of_a_tested_video_is_found_in_every_form_of_its_id(written):
     with pytest.raises(splits.LeakError, match="0123456789a"):
         splits.check_texts([written], ["0123456789a"])
     with pytest.raises(splits.LeakError, match="0123456789a"):
         splits.check_texts(["0123456789a"], [written])
 
 
-def test_test_classes_are_not_looked_at_before_the_end():
+def test_evaluation_on_test_classes_before_the_last_step_is_an_error():
     c = config()
     splits.check_final(c.optimizer.steps, c)
     with pytest.raises(splits.LeakError, match="step 5"):
@@ -106,12 +105,11 @@ def test_test_classes_are_not_looked_at_before_the_end():
     splits.check_final(5, c)
 
 
-def test_descriptions_of_tested_videos_are_left_out_of_a_task(tiny, monkeypatch):
+def test_task_removes_descriptions_of_tested_videos(tiny, monkeypatch):
     task = make_task(tiny())
-    assert (
-        task.removed_descriptions > 100
-    )  # one in five descriptions of an unseen class names a tested video
-    # Without the leaving out, the check that stands behind it speaks up.
+    # One in five descriptions of an unseen class has the id of a tested video.
+    assert task.removed_descriptions > 100
+    # If they are not removed, the check fails.
     from coco_jax.data.corpus import Corpus
 
     monkeypatch.setattr(Corpus, "without_videos", lambda self, excluded: (self, 0))
@@ -119,7 +117,7 @@ def test_descriptions_of_tested_videos_are_left_out_of_a_task(tiny, monkeypatch)
         make_task(tiny())
 
 
-def test_every_split_of_the_benchmark_makes_a_plan(data_dir):
+def test_numbers_of_classes_and_videos_in_the_splits_of_motion_zsar(data_dir):
     dataset = datasets.load("motion_zsar", data_dir)
     assert len(dataset.records) == 32 * 40
     for name in ("1", "2", "3"):
@@ -128,6 +126,6 @@ def test_every_split_of_the_benchmark_makes_a_plan(data_dir):
         assert (len(plan.train), len(plan.test_seen), len(plan.test_unseen)) == (768, 192, 320)
 
 
-def test_a_split_that_is_not_there_is_named_with_those_that_are(fake):
+def test_unknown_split_is_an_error_that_lists_the_splits(fake):
     with pytest.raises(UserError, match=r"no split '9'; it has 1"):
         splits.make_plan(fake, config(split="9"))

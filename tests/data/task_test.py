@@ -1,4 +1,4 @@
-"""Tests of a run's data: which classes its groups have."""
+"""The data of a run: the classes of its auxiliary pool."""
 
 import numpy as np
 import pytest
@@ -34,13 +34,13 @@ def auxiliary(tiny, tmp_path, monkeypatch):
     return make
 
 
-def test_the_auxiliary_pool_has_no_class_of_the_dataset_however_it_is_spelt(auxiliary):
-    """As unseen classes in the pool would be seen in training."""
+def test_auxiliary_pool_excludes_classes_of_the_dataset_in_other_spellings(auxiliary):
+    """Otherwise, training would use texts of unseen classes."""
     respelt = ["push up", "Push-Ups", "jumping jacks", "Running"]
     made = auxiliary([*SPORTS.classes, *respelt, "juggling", "pull up"])
     assert made.classes["pool"] == ["juggling", "pull up"]
 
 
-def test_an_auxiliary_pool_without_an_action_is_refused(auxiliary):
+def test_auxiliary_pool_without_an_action_is_an_error(auxiliary):
     with pytest.raises(UserError, match=r"config.cycle.pool: .*use 'unseen' or 'episodic'"):
         auxiliary([*SPORTS.classes, "push up"])

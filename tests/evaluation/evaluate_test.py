@@ -1,4 +1,4 @@
-"""Tests of what an evaluation reports, on made-up scores: top-5, chance, test sets of a cross run."""
+"""Metrics of an evaluation, from given scores: top-5, chance, the test sets of a cross-dataset run."""
 
 import types
 
@@ -26,26 +26,26 @@ def accuracies(plan, scores_NU):
 
 
 @pytest.mark.parametrize(("classes", "top5"), [("abcd", None), ("abcde", None), ("abcdef", 5 / 6)])
-def test_top_5_is_measured_only_where_there_are_more_than_five_candidates(classes, top5):
-    """Each video's own class is the first, second, ... best."""
+def test_top_5_is_none_with_at_most_five_candidates(classes, top5):
+    """The class of the first video has the highest score, that of the second the second highest, etc."""
     size = len(classes)
     scores_NU = np.where(np.tri(size, k=-1, dtype=bool), 2.0, 0.0) + np.eye(size)
     got = accuracies(plan_of(classes), scores_NU)
     assert got == {"top1": pytest.approx(1 / size), "top5": top5 and pytest.approx(top5)}
 
 
-def test_top_5_of_test_sets_is_none_where_one_of_them_has_no_more_than_five_candidates():
+def test_mean_top_5_is_none_if_one_test_set_has_at_most_five_candidates():
     plan = plan_of("abcdefg", {"1": (7, False), "2": (5, False)})
     got = accuracies(plan, np.eye(7))
     assert got["top1"] == 1 and got["top5"] is None
     assert got["cross"] == {"splits": {"top1": [1, 1], "top5": [1, None]}}
 
 
-def test_chance_is_what_guessing_gives_on_the_test_sets_that_top_1_is_the_mean_of():
-    """Guesses drawn many times, of test sets of 2 and 4 classes; the half is another group."""
+def test_chance_is_the_mean_top_1_of_random_scores_on_the_first_group_of_test_sets():
+    """The first group has test sets of 2 and 4 classes; `half1` is in another group."""
     plan = plan_of("abcdef", {"1": (2, True), "2": (4, True), "half1": (6, False)})
     rng = np.random.default_rng(0)
-    guessed = [accuracies(plan, rng.normal(size=(6, 6)))["top1"] for _ in range(1500)]
-    assert evaluate._chance(plan) == pytest.approx(np.mean(guessed), abs=0.03)
+    random_top1 = [accuracies(plan, rng.normal(size=(6, 6)))["top1"] for _ in range(1500)]
+    assert evaluate._chance(plan) == pytest.approx(np.mean(random_top1), abs=0.03)
     assert evaluate._chance(plan) == (1 / 2 + 1 / 4) / 2
     assert evaluate._chance(plan_of("abcdef")) == 1 / 6

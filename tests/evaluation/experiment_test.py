@@ -1,4 +1,4 @@
-"""Tests of running experiments: a finished run is not opened again."""
+"""Runs of an experiment: a finished run does not open its data."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from coco_jax.errors import UserError
 from coco_jax.evaluation.experiment import run
 
 
-def test_a_finished_run_is_answered_without_its_data(trained_run, tmp_path):
-    """So a sweep can be completed where only the data of its last run is left."""
+def test_finished_run_returns_its_result_without_opening_its_data(trained_run, tmp_path):
+    """A sweep can be continued if only the data of its last run is still available."""
     folder = tmp_path / trained_run.relative_to(trained_run.parents[2])
     shutil.copytree(trained_run, folder)
     config = load_stored(json.loads((folder / "config.json").read_text()), "config.json")

@@ -13,7 +13,7 @@ def scores_and_labels(seed, videos=60, classes=7, seen=4):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 7))
-def test_top_k_counts_as_a_sort_does(seed, k):
+def test_top_k_equals_the_result_of_sorting(seed, k):
     scores_NK, label_N, _ = scores_and_labels(seed)
     ranked = np.argsort(-scores_NK, 1)[:, :k]
     assert metrics.top_k(scores_NK, label_N, k) == np.mean(
@@ -21,11 +21,11 @@ def test_top_k_counts_as_a_sort_does(seed, k):
     )
 
 
-def test_a_model_that_cannot_tell_classes_apart_gets_nothing():
+def test_top_k_of_equal_scores_is_0():
     assert metrics.top_k(np.zeros((10, 5)), np.zeros(10, int), 1) == 0
 
 
-def test_what_is_not_a_number_is_never_right():
+def test_top_k_of_nan_scores_is_0():
     assert metrics.top_k(np.full((4, 8), np.nan), np.zeros(4, int), 5) == 0
 
 
@@ -36,8 +36,8 @@ def test_per_class_and_confusion_of_known_predictions():
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))
-def test_a_tie_is_a_miss_in_top_1_per_class_accuracy_and_confusion_alike(seed, levels):
-    """With scores of few levels most videos have ties. A hit is a score above all others'."""
+def test_tie_is_a_miss_in_top_1_per_class_accuracy_and_confusion(seed, levels):
+    """Scores have few different values, so most videos have ties. A hit is above all other scores."""
     _, label_N, _ = scores_and_labels(seed)
     scores_NK = np.random.default_rng(seed).integers(levels, size=(len(label_N), 7)).astype(float)
     hits = [
@@ -50,12 +50,12 @@ def test_a_tie_is_a_miss_in_top_1_per_class_accuracy_and_confusion_alike(seed, l
     assert confusion_KK.trace() == sum(hits) and confusion_KK.sum() == len(hits)
     recall_K = confusion_KK.diagonal() / confusion_KK.sum(1)
     np.testing.assert_allclose(metrics.per_class(predicted_N, label_N, 7), recall_K)
-    # What is predicted is one of the best.
+    # The predicted class has one of the highest scores.
     assert (np.take_along_axis(scores_NK, predicted_N[:, None], 1)[:, 0] == scores_NK.max(1)).all()
 
 
 def generalised_slowly(scores_NK, label_N, seen):
-    """The definition, offset by offset: every offset between two margins is tried."""
+    """The definition: tries an offset in each interval between two margins."""
     margins = np.sort(np.unique(scores_NK[:, seen:].max(1) - scores_NK[:, :seen].max(1)))
     offsets = np.concatenate([margins[:1] - 1, (margins[1:] + margins[:-1]) / 2, margins[-1:] + 1])
 
@@ -77,7 +77,7 @@ def test_generalised_equals_its_definition(seed):
     assert fast == pytest.approx(slow, abs=1e-9)
 
 
-def test_generalised_of_a_perfect_and_of_a_useless_model():
+def test_generalised_of_a_perfect_and_of_an_always_wrong_model():
     label_N = np.arange(6)
     perfect = metrics.generalised(np.eye(6), label_N, 3)
     assert perfect == {"seen": 1, "unseen": 1, "harmonic": 1, "auc": 1}
@@ -85,6 +85,6 @@ def test_generalised_of_a_perfect_and_of_a_useless_model():
     assert wrong["harmonic"] == 0
 
 
-def test_mean_std_is_the_sample_deviation():
+def test_mean_std_uses_the_sample_standard_deviation():
     assert metrics.mean_std([1.0, 3.0]) == {"mean": 2, "std": pytest.approx(2**0.5), "runs": [1, 3]}
     assert metrics.mean_std([0.5])["std"] == 0

@@ -12,7 +12,7 @@ def run(ablation, seed, top1, **changes):
     } | changes  # fmt: skip
 
 
-def test_a_summary_holds_every_run_and_their_spread():
+def test_summary_has_the_values_of_all_runs_and_their_mean_and_std():
     runs = [run("label", 0, 0.2), run("label", 1, 0.4), run("full", 0, 0.9)]
     summary = results.summarise(runs, default().to_dict())
     assert summary["chance"] == 0.25 and summary["seeds"] == [0, 1]
@@ -24,7 +24,7 @@ def test_a_summary_holds_every_run_and_their_spread():
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
-def test_a_dataset_without_seen_test_videos_has_no_generalised_figures():
+def test_generalised_metrics_are_none_without_seen_test_videos():
     summary = results.summarise([run("full", 0, 0.5, generalised=None)], default().to_dict())
     assert summary["ablations"]["full"]["generalised"]["auc"] is None
     assert " - " in results.table(summary)

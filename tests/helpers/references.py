@@ -1,13 +1,14 @@
-"""What the references need; imported before them."""
+"""Prepares the import of the reference implementations; import this module before them."""
 
 import importlib.util
 
 
-def _name_torchvision_s_operators() -> None:
-    """Lets torchvision be imported beside a CPU build of torch.
+def _define_torchvision_operators() -> None:
+    """Makes it possible to import torchvision with a CPU build of torch.
 
-    PyPI's torchvision is built for CUDA; beside a CPU torch its operators do not load, and its
-    import fails over their missing names. The references import it and use none of them.
+    PyPI's torchvision is built for CUDA. With a CPU build of torch its operators cannot be loaded, and
+    its import fails because they are not defined. The references import torchvision, but do not use
+    these operators, so it is enough to define their names.
     """
     if not importlib.util.find_spec("torch") or not importlib.util.find_spec("torchvision"):
         return
@@ -17,8 +18,8 @@ def _name_torchvision_s_operators() -> None:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)  # a library takes its operators with it
+        _LIBRARIES.append(library)  # operators exist only as long as their library
 
 
-_KEPT: list = []
-_name_torchvision_s_operators()
+_LIBRARIES: list = []
+_define_torchvision_operators()

@@ -1,4 +1,4 @@
-"""Running the command as a user does, in a process of its own."""
+"""Runs commands as a user does, in separate processes, and reads what runs stored."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A config file in which the tiny config is spelt out, so that only flags differ between runs.
+# A config file that returns the tiny config.
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
@@ -20,20 +20,22 @@ def get_config():
 """
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-    """Child processes see few devices and one core's worth of threads each."""
+def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
+    """The environment of a child process: few devices; compiled quickly unless `optimize`."""
     flags = f"--xla_force_host_platform_device_count={devices}"
+    if not optimize:
+        flags += " --xla_backend_optimization_level=0"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
 def write_config(path: pathlib.Path, data_dir: str, **changes) -> pathlib.Path:
-    """A config file of the tiny config."""
+    """Writes a config file that returns the tiny config with these changes."""
     path.write_text(CONFIG.format(root=str(ROOT), data_dir=data_dir, changes=changes))
     return path
 
 
 def command(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
-    """coco_jax.main with these flags."""
+    """The command line of coco_jax.main with these flags."""
     return [
         sys.executable,
         "-m",
@@ -44,11 +46,13 @@ def command(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[st
     ]
 
 
-def call(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
-    """Runs a command to its end, its output kept as text."""
+def call(
+    *args: str, devices: int = 1, optimize: bool = False, **kwargs
+) -> subprocess.CompletedProcess:
+    """Runs a command and captures its output as text."""
     return subprocess.run(
         args,
-        env=environment(devices),
+        env=environment(devices, optimize),
         capture_output=True,
         text=True,
         timeout=600,
@@ -67,13 +71,13 @@ def losses(folder: pathlib.Path, tag: str = "loss") -> dict[int, float]:
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """A run's finished checkpoints, oldest first; orbax names them so when they are whole."""
+    """The complete checkpoints of a run, oldest first; incomplete ones are not named by a number."""
     found = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
     return sorted(found, key=lambda path: int(path.name))
 
 
 def stored(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint's state, by path, whatever devices there are here."""
+    """The arrays of a checkpoint's state, by path, on any number of devices."""
     import jax
     import orbax.checkpoint as ocp
 

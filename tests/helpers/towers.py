@@ -1,4 +1,4 @@
-"""Our towers with a checkpoint's weights, and how far they are from a reference."""
+"""Loads checkpoints into our towers and compares them with a reference."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from coco_jax.sharding import path_of
 from coco_jax.weights.table import fill
 from tests.helpers import references
 
-assert references  # it mends an import when it is imported
+assert references  # importing it makes torchvision importable
 
 
 def make_config(preset, path="", **changes):
@@ -44,7 +44,7 @@ _KNOWN: dict[str, tuple] = {}
 def shapes_of(config):
     """Structure, abstract parameters, the rest, and all parameters' shapes by path.
 
-    Configs that differ in the place of a checkpoint alone share them.
+    Cached for configs that differ only in the paths of checkpoints.
     """
     key = config.copy_and_resolve_references()
     key.video_tower.weights = key.text_tower.weights = key.text.tokenizer = ""
@@ -59,7 +59,7 @@ def shapes_of(config):
 
 
 def load(config):
-    """CoCo with the config's checkpoints; what they do not give is zero."""
+    """CoCo with the checkpoints of the config; other parameters are zero."""
     graph, pure, _, shapes = shapes_of(config)
     filled = weights.published(config, shapes)
     params = jax.tree.map_with_path(
@@ -86,7 +86,7 @@ def distance(got, want) -> float:
 
 
 def gradients(model, embed, inputs, direction) -> dict[str, np.ndarray]:
-    """Of <direction, embed(model, inputs)>, by path."""
+    """The gradients of <direction, embed(model, inputs)>, by path of the parameter."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def total(params):
@@ -97,7 +97,7 @@ def gradients(model, embed, inputs, direction) -> dict[str, np.ndarray]:
 
 
 def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray]:
-    """The gradients of a torch model, through the table that loads its weights."""
+    """The gradients of a torch model, converted like its weights to our parameters, by path."""
     grads = {
         name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
         for name, p in reference.named_parameters()
@@ -106,10 +106,10 @@ def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray
 
 
 def compare_gradients(got, want, limit=1e-4) -> None:
-    """Asserts that every parameter's gradient is the reference's.
+    """Asserts that the gradient of every parameter equals that of the reference.
 
-    A key's bias adds the same to all scores of a query, which softmax does not see: there both
-    have nothing but rounding.
+    The bias of a key adds the same to all scores of a query, and softmax does not depend on it: both
+    gradients are zero except for rounding.
     """
     assert want
     whole = np.sqrt(sum(np.square(x).sum() for x in want.values()))
@@ -123,6 +123,6 @@ def compare_gradients(got, want, limit=1e-4) -> None:
 
 
 def clip_of(rng, batch=2, frames=2, size=32):
-    """Normalised random frames: ours, and the first axis of the reference's (frames, 3, H, W)."""
+    """Random normalised frames in our layout (B, T, H, W, 3) and in torch's (B T, 3, H, W)."""
     video = rng.normal(size=(batch, frames, size, size, 3)).astype(np.float32)
     return video, np.ascontiguousarray(video.reshape(-1, size, size, 3).transpose(0, 3, 1, 2))

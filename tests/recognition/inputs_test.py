@@ -1,4 +1,4 @@
-"""Tests of reading candidate actions and descriptions."""
+"""Reading candidate actions and descriptions."""
 
 import json
 
@@ -20,12 +20,12 @@ from coco_jax.recognition import inputs
         (None, "/nowhere.txt", "/nowhere.txt"),
     ],
 )
-def test_bad_candidates(listed, file, message):
+def test_invalid_candidates_are_an_error(listed, file, message):
     with pytest.raises(UserError, match=message):
         inputs.read_actions(listed, file)
 
 
-def test_candidates_from_a_file(tmp_path):
+def test_candidates_are_read_from_the_lines_of_a_file(tmp_path):
     (tmp_path / "actions.txt").write_text("juggling\n\n  rope skipping\n")
     assert inputs.read_actions(None, str(tmp_path / "actions.txt")) == [
         "juggling",
@@ -33,7 +33,7 @@ def test_candidates_from_a_file(tmp_path):
     ]
 
 
-def test_actions_csv_is_read_by_its_column(tmp_path):
+def test_candidates_are_read_from_the_column_action_of_a_csv_file(tmp_path):
     path = tmp_path / "actions.csv"
     path.write_text("id,action\n1,juggling\n2,rope skipping\n")
     assert inputs.read_actions(None, str(path)) == ["juggling", "rope skipping"]
@@ -42,12 +42,12 @@ def test_actions_csv_is_read_by_its_column(tmp_path):
         inputs.read_actions(None, str(path))
 
 
-def test_names_that_differ_in_case_only_are_refused():
+def test_names_that_differ_only_in_case_are_an_error():
     with pytest.raises(UserError, match="listed twice: Yoga, yoga"):
         inputs.read_actions("yoga, Yoga, run", None)
 
 
-def test_descriptions_from_json_and_csv(tmp_path):
+def test_descriptions_are_read_from_json_and_csv(tmp_path):
     want = {"juggling": ["balls in the air", "a clown, smiling"], "skipping": ["a rope"]}
     (tmp_path / "d.json").write_text(json.dumps(want))
     (tmp_path / "d.csv").write_text(
@@ -62,7 +62,7 @@ def test_descriptions_from_json_and_csv(tmp_path):
     [("d.json", "[1, 2]"), ("d.json", "{"), ("d.json", '{"a": "b"}'), ("d.csv", "x,y\n1,2\n"),
      ("d.csv", "action,description\nonly one\n")],
 )  # fmt: skip
-def test_bad_descriptions(tmp_path, name, content):
+def test_invalid_descriptions_are_an_error_with_the_file(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=rf"--descriptions=.*{name}"):
         inputs.read_descriptions(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Tests of naming actions in videos: real files, equality with the evaluation, bad candidates."""
+"""Ranking actions for videos: real files, equality with the evaluation, invalid candidates."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from coco_jax.recognition.recognizer import Recognizer
 ACTIONS = ["applying eye makeup", "arm wrestling", "cleaning pool", "shooting basketball"]
 
 
-def test_real_clips_are_ranked(recognizer, clips):
+def test_ranking_of_real_clips_has_all_actions_and_probabilities(recognizer, clips):
     """H.264 and MPEG-4, 4:3 and 16:9, 6 to 30 fps."""
     paths = sorted(clips.iterdir())
     ranked = recognizer.rank(paths, ACTIONS)
@@ -31,7 +31,7 @@ def test_real_clips_are_ranked(recognizer, clips):
         assert sum(scores) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_order_of_candidates_does_not_matter(recognizer, video_path):
+def test_scores_do_not_depend_on_the_order_of_candidates(recognizer, video_path):
     captions = {name: [f"someone {name}", "a clip"] for name in ACTIONS}
     for descriptions in (None, captions):
         one = dict(recognizer.rank([video_path], ACTIONS, descriptions)[0])
@@ -40,8 +40,8 @@ def test_the_order_of_candidates_does_not_matter(recognizer, video_path):
 
 
 @pytest.mark.parametrize(("sampling", "views"), [("random", 1), ("dense", 2)])
-def test_scores_are_those_of_the_evaluation(recognizer, data_dir, tmp_path, sampling, views):
-    """The same clips, candidates and descriptions give the ranking that evaluate.py scores."""
+def test_scores_equal_those_of_the_evaluation(recognizer, data_dir, tmp_path, sampling, views):
+    """The same clips, candidates and descriptions give the scores of evaluate.py."""
     config = recognizer.config.copy_and_resolve_references()
     config.data.update(dir=data_dir, batch=1, cache=False, sampling=sampling, views=views)
     recognizer = dataclasses.replace(recognizer, config=config)
@@ -59,8 +59,8 @@ def test_scores_are_those_of_the_evaluation(recognizer, data_dir, tmp_path, samp
     np.testing.assert_allclose([got[name] for name in unseen], want, atol=1e-4)
 
 
-def test_several_views_are_averaged(recognizer, tmp_path, data_dir):
-    """The vector of a video is the normalised mean over its views, which differ."""
+def test_vector_of_a_video_is_the_mean_over_its_views(recognizer, tmp_path, data_dir):
+    """The mean is normalised; the two views differ."""
     config = recognizer.config.copy_and_resolve_references()
     config.data.update(dir=data_dir, sampling="dense", views=2)
     path = tmp_path / "clip.mp4"
@@ -78,10 +78,10 @@ def test_several_views_are_averaged(recognizer, tmp_path, data_dir):
     np.testing.assert_allclose(got_D, mean_D, atol=1e-5)
 
 
-def test_loading_interpolates_with_the_published_weights(
+def test_load_interpolates_with_the_published_weights(
     recognizer, trained_run, tmp_path, monkeypatch
 ):
-    """As the evaluation did. The published video tower is all zeros here, so the mix is a share."""
+    """As in the evaluation. The published video tower is all zeros here, so the result is a multiple."""
     shutil.copytree(trained_run, tmp_path / "run")
     stored = json.loads((tmp_path / "run/config.json").read_text())
     stored["eval"]["interpolate"], stored["video_tower"]["weights"] = 0.25, "published.npz"
@@ -109,21 +109,21 @@ def predict_corpus(task, data_dir):
     return load_corpus("actionhub/motion", data_dir).without_videos(tested)[0].texts
 
 
-def test_actions_without_a_known_token_are_refused(recognizer):
+def test_actions_without_a_known_token_are_an_error(recognizer):
     with pytest.raises(UserError, match="cannot read: '跳绳'"):
         recognizer.embed_actions(["juggling", "跳绳"])
 
 
-def test_an_action_without_description_is_named(recognizer, video_path):
+def test_error_for_an_action_without_description_has_its_name(recognizer, video_path):
     with pytest.raises(UserError, match="have no description in the corpus: 'arm wrestling'"):
         recognizer.rank([video_path], ACTIONS[:2], {ACTIONS[0]: ["a face"]})
 
 
-def test_folder_above_runs_lists_them(trained_run):
+def test_error_for_a_folder_above_runs_lists_them(trained_run):
     with pytest.raises(UserError, match=r"runs below it: .*full/split1/seed0"):
         Recognizer.load(trained_run.parents[2])
 
 
-def test_a_folder_without_a_run(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(UserError, match="not a run"):
         Recognizer.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests of the command that builds datasets: rebuilding after edits, and what it refuses."""
+"""The command that builds datasets: rebuilding after a change of its lists; one-line errors."""
 
 import json
 
@@ -10,40 +10,40 @@ from tfds_builders.build import build, names
 from tfds_builders.common import testing
 
 
-def test_editing_a_list_rebuilds_the_dataset_and_nothing_else_does(tmp_path, capsys):
+def test_dataset_is_rebuilt_only_if_one_of_its_lists_has_changed(tmp_path, capsys):
     mine, data = tmp_path / "mine", str(tmp_path / "data")
     testing.write(mine, [f"train/{action}/{n}.mp4" for action in "abcd" for n in range(2)])
 
     def built():
-        """The dataset after a build, and whether that was a new one."""
+        """Returns the dataset after a build, and whether it was rebuilt."""
         capsys.readouterr()
         build("video_folder", data, str(mine))
         datasets.load.cache_clear()
-        is_new = "have changed; rebuilding" in capsys.readouterr().out
-        return datasets.load("video_folder/video", data), is_new
+        rebuilt = "have changed; rebuilding" in capsys.readouterr().out
+        return datasets.load("video_folder/video", data), rebuilt
 
     (mine / "unseen.txt").write_text("d\n")
     dataset, _ = built()
     assert dataset.class_splits == {"1": {"seen": ["a", "b", "c"], "unseen": ["d"]}}
-    (mine / "notes.md").write_text("of no consequence")
+    (mine / "notes.md").write_text("not a list")
     assert built()[1] is False
 
     (mine / "unseen.txt").write_text("c\n")
-    dataset, is_new = built()
-    assert is_new and dataset.class_splits["1"]["unseen"] == ["c"]
+    dataset, rebuilt = built()
+    assert rebuilt and dataset.class_splits["1"]["unseen"] == ["c"]
 
     (mine / "splits.json").write_text(json.dumps({"x": {"seen": ["a"], "unseen": ["b"]}}))
-    dataset, is_new = built()
-    assert is_new and dataset.class_splits == {"x": {"seen": ["a"], "unseen": ["b"]}}
+    dataset, rebuilt = built()
+    assert rebuilt and dataset.class_splits == {"x": {"seen": ["a"], "unseen": ["b"]}}
 
     rows = [f"train/{action}/0.mp4,{action},train" for action in "abcd"]
     (mine / "videos.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
-    dataset, is_new = built()
-    assert is_new and len(dataset.records) == 4
+    dataset, rebuilt = built()
+    assert rebuilt and len(dataset.records) == 4
     assert built()[1] is False
 
 
-def test_an_unknown_dataset_or_config_is_answered_with_those_that_exist(tmp_path):
+def test_error_for_an_unknown_dataset_or_config_lists_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match=r"did you mean ucf101_zsar\?") as caught:
         build("ucf101_zasr", str(tmp_path))
     assert all(name in str(caught.value) for name in names()) and len(names()) >= 7
@@ -52,7 +52,7 @@ def test_an_unknown_dataset_or_config_is_answered_with_those_that_exist(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_data_dir_below_a_file_is_one_line(tmp_path):
+def test_data_dir_below_a_file_is_a_one_line_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
         UserError, match=r"--data_dir=.*/file/data: .*choose another folder"

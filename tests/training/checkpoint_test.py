@@ -1,4 +1,4 @@
-"""Checkpoints: damaged ones, a full disk, other meshes."""
+"""Checkpoints: damaged files, a full disk, restoring on other meshes."""
 
 import pathlib
 import random
@@ -16,7 +16,7 @@ from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
 from tests.training.step_test import random_batch
 
-# orbax leaves what it was about to read unread where something else could not be read.
+# If orbax cannot read one file, it leaves other reads unfinished, and their warnings are ignored.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
 )
@@ -27,7 +27,7 @@ def program_of(config, devices=1):
 
 
 def numbers(state):
-    """Whole copies, as a step donates what it is given."""
+    """Copies of all arrays, because a step donates its input."""
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
@@ -82,26 +82,26 @@ def truncate(step: pathlib.Path) -> None:
         lambda step: (step / "meta" / "metadata").write_text("{}"),
     ],
     ids=[
-        "truncated",
-        "file gone",
-        "state gone",
-        "meta garbled",
-        "emptied",
-        "metadata no object",
-        "meta no object",
+        "file truncated",
+        "file removed",
+        "state removed",
+        "meta not JSON",
+        "file empty",
+        "state metadata not an object",
+        "meta not an object",
         "meta without fields",
     ],
 )
-def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(two, tmp_path, capfd, damage):
+def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(two, tmp_path, capfd, damage):
     config, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "2")
     state, next_batch = restored(program, tmp_path)
     assert next_batch == 10 and same(numbers(state), saved[1])
-    told = [line for line in capfd.readouterr().err.splitlines() if "DAMAGED" in line]
-    assert len(told) == 1 and f"{tmp_path}/2" in told[0] and "goes on from step 1" in told[0]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "DAMAGED" in line]
+    assert len(lines) == 1 and f"{tmp_path}/2" in lines[0] and "resuming from step 1" in lines[0]
     assert (tmp_path / "damaged.2").is_dir() and not (tmp_path / "2").exists()
-    # The run makes step 2 again, and its checkpoint finds its place free.
+    # The run repeats step 2 and can save its checkpoint.
     state, _ = program.step(state, random_batch(config, 2), jax.random.key(0))
     checkpoints = Checkpoints(tmp_path, 5, program)
     checkpoints.save(state, config, 20)
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(two, tmp_path
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_flipped_bit_never_becomes_a_wrong_number(two, tmp_path, seed):
+def test_a_flipped_bit_never_restores_wrong_values(two, tmp_path, seed):
     _, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     chance = random.Random(seed)
@@ -124,20 +124,19 @@ def test_a_flipped_bit_never_becomes_a_wrong_number(two, tmp_path, seed):
     assert same(numbers(state), saved[next_batch // 10])
 
 
-def test_numbers_that_are_not_those_that_were_saved_are_damage(two, tmp_path, capfd):
-    """Whole files, readable by orbax, of another state: only the fingerprint can tell."""
+def test_readable_checkpoint_with_another_fingerprint_is_damaged(two, tmp_path, capfd):
+    """orbax can read the files, but they are of another state."""
     _, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "2" / "state")
     shutil.copytree(tmp_path / "1" / "state", tmp_path / "2" / "state")
     state, _ = restored(program, tmp_path)
     assert same(numbers(state), saved[1])
-    assert "its numbers are not those that were saved" in capfd.readouterr().err
+    assert "its values do not match the stored fingerprint" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("error", [TypeError, NameError, AssertionError, ZeroDivisionError])
-def test_a_bug_is_not_taken_for_damage(two, tmp_path, monkeypatch, error):
-    """It keeps its traceback, and no checkpoint is moved."""
+def test_programming_error_is_raised_and_moves_no_checkpoint(two, tmp_path, monkeypatch, error):
     _, program, folder, _ = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
 
@@ -152,8 +151,8 @@ def test_a_bug_is_not_taken_for_damage(two, tmp_path, monkeypatch, error):
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
 
 
-def test_a_damaged_time_of_a_checkpoint_is_one_line(two, tmp_path):
-    """orbax reads the times of all checkpoints when it opens a folder."""
+def test_damaged_checkpoint_metadata_file_is_a_one_line_error(two, tmp_path):
+    """orbax reads these files of all checkpoints when it opens a folder."""
     _, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "1/_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": "x"}')
@@ -166,23 +165,23 @@ def test_a_damaged_time_of_a_checkpoint_is_one_line(two, tmp_path):
         ) as caught:
             read()
         assert "\n" not in str(caught.value)
-    (tmp_path / "1/_CHECKPOINT_METADATA").unlink()  # as it says
+    (tmp_path / "1/_CHECKPOINT_METADATA").unlink()  # as the error says
     state, _ = restored(program, tmp_path)
     assert same(numbers(state), saved[2])
 
 
-def test_nothing_is_moved_where_no_checkpoint_is_whole(two, tmp_path):
+def test_if_all_checkpoints_are_damaged_none_is_moved(two, tmp_path):
     _, program, folder, _ = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     for step in ("1", "2"):
         truncate(tmp_path / step)
-    with pytest.raises(UserError, match="no checkpoint there is whole") as caught:
+    with pytest.raises(UserError, match="all checkpoints are damaged") as caught:
         restored(program, tmp_path)
     assert "\n" not in str(caught.value)
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
 
 
-def test_another_model_s_checkpoint_is_refused_and_not_called_damaged(two, tmp_path, data_dir):
+def test_checkpoint_of_another_model_is_an_error_and_not_moved(two, tmp_path, data_dir):
     from conftest import tiny_config
 
     _, _, folder, _ = two
@@ -193,8 +192,8 @@ def test_another_model_s_checkpoint_is_refused_and_not_called_damaged(two, tmp_p
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(two, tmp_path):
-    """Files may grow no longer, as on a disk that is full; the system's own limit, no mock."""
+def test_full_disk_is_an_error_and_keeps_the_last_complete_checkpoint(two, tmp_path):
+    """RLIMIT_FSIZE limits the size of files, with an error like that of a full disk."""
     config, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     state, _ = restored(program, tmp_path)
@@ -204,7 +203,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(two, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(
-            UserError, match=r"could not be written .*the last whole one is of step 2"
+            UserError, match=r"could not be written .*the last complete one is of step 2"
         ):
             checkpoints.save(state, config, 30)
             checkpoints.close()
@@ -212,15 +211,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(two, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     got, next_batch = restored(program, tmp_path)
     assert next_batch == 20 and same(numbers(got), saved[2])
-    # With room again the step is saved, and what was half written is gone.
+    # Without the limit the step is saved, and the incomplete checkpoint is removed.
     checkpoints = Checkpoints(tmp_path, 5, program)
     checkpoints.save(state, config, 30)
     checkpoints.close()
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2", "3"}
 
 
-def test_a_run_goes_on_with_fewer_devices_and_another_mesh(tiny, tmp_path):
-    """8 devices, then 4, then 2, each on a mesh of its own; the losses are those of one device."""
+def test_run_resumed_with_fewer_devices_and_another_mesh_has_the_same_losses(tiny, tmp_path):
+    """8 devices, then 4, then 2, with different meshes, against one device."""
     one, key = tiny(ablation="label"), jax.random.key(0)
     batches = [random_batch(one, step) for step in range(6)]
 

@@ -32,7 +32,7 @@ def config_of(workdir: pathlib.Path, data_dir: str):
     return config
 
 
-def test_every_old_field_has_a_place_and_keeps_its_value(old_run):
+def test_every_old_field_is_converted_with_its_value(old_run):
     stored = json.loads((old_run / RUN / "config.json").read_text())
     assert "version" not in stored
     new = migrate(stored)
@@ -68,7 +68,7 @@ def test_old_run_can_be_resumed(old_run, data_dir):
     assert (old_run / RUN / "checkpoints" / "3").is_dir()
 
 
-def test_old_run_names_actions(old_run, tmp_path):
+def test_old_run_can_predict(old_run, tmp_path):
     import numpy as np
 
     from coco_jax.data.video import encode

@@ -1,4 +1,4 @@
-"""SIGTERM at other moments than between steps."""
+"""SIGTERM during compilation and during steps; the flag --profile_steps."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import runs
 
-# Minutes inside one call of C code, as XLA's compiler is: a handler in Python would not run.
+# A long call of C code, like compilation by XLA: Python runs no signal handlers during the call.
 BUSY = """
 import hashlib, sys
 from coco_jax.training.preemption import Preemption
@@ -31,13 +31,13 @@ def start(what: str) -> subprocess.Popen:
     return child
 
 
-def test_where_nothing_waits_to_be_saved_it_ends_at_once_even_while_compiling():
+def test_sigterm_with_nothing_to_save_exits_at_once_even_in_c_code():
     child = start(HASH)
     _, errors = child.communicate(timeout=10)
     assert child.returncode == 0 and "nothing was lost" in errors
 
 
-def test_while_steps_are_being_made_it_waits_for_them():
+def test_sigterm_with_unsaved_steps_exits_after_they_are_saved():
     child = start(
         "import time\n"
         "with stop.saving():\n"
@@ -51,7 +51,7 @@ def test_while_steps_are_being_made_it_waits_for_them():
 
 
 @pytest.mark.parametrize("text", ["5", "5:", "0:3", "7:5", "a:b", "1:2:3"])
-def test_profile_steps_are_written_one_way(text):
+def test_profile_steps_in_another_form_are_an_error(text):
     from coco_jax.errors import UserError
     from coco_jax.training.hooks import parse_steps
 

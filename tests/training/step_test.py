@@ -37,7 +37,7 @@ def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
 
 @nnx.jit
 def losses_of(model, batch):
-    """One compilation of the whole is much quicker than one of each operation."""
+    """Compiled as a whole, which is much faster than one compilation per operation."""
     return model.losses(batch)
 
 
@@ -53,7 +53,7 @@ def run(config, steps, devices=1, batches=None):
     return np.array(losses), state.params
 
 
-def test_eight_devices_give_the_losses_of_one(tiny):
+def test_eight_devices_give_the_same_losses_as_one(tiny):
     """data x fsdp x tensor = 2 x 2 x 2, 20 steps, on real batches of the benchmark."""
     from coco_jax.data.loader import TrainLoader
 
@@ -93,7 +93,7 @@ def test_optimizer_moments_have_the_sharding_of_their_parameters(tiny):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_microbatches_give_the_gradient_of_the_whole_batch(tiny, devices):
-    """Every video is contrasted with the whole batch, however it is cut."""
+    """Every video is contrasted with the whole batch, also with microbatches."""
     settings = dict(data__batch=32, model__lambda_invariant=0.5)
     whole, cut = tiny(**settings), tiny(**settings, optimizer__microbatches=4)
     measured = []
@@ -130,8 +130,8 @@ def test_microbatches_propagate_gradients_through_the_same_dropout_masks(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
-def test_dropout_does_not_draw_from_the_stream_of_the_initial_parameters(tiny):
-    """The key of a run initialises parameters with `fold_in(key, n)`, small n."""
+def test_dropout_and_initial_parameters_use_different_random_streams(tiny):
+    """Parameters are initialised with `fold_in(key, n)` for small n."""
     key = jax.random.key(0)
     dropout = jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), 0)
     initial = [jax.random.fold_in(key, n) for n in range(1000)]
@@ -140,7 +140,7 @@ def test_dropout_does_not_draw_from_the_stream_of_the_initial_parameters(tiny):
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_each_ablation_has_exactly_its_loss_terms(tiny, ablation):
+def test_each_ablation_has_its_loss_terms_and_no_others(tiny, ablation):
     config = tiny(ablation=ablation)
     model = CoCo(config, rngs=nnx.Rngs(0))
     terms = losses_of(model, random_batch(config))
@@ -164,7 +164,7 @@ def test_every_parameter_has_a_gradient(tiny, pool):
     batch = random_batch(config)
     grads = jax.jit(jax.grad(lambda p: nnx.merge(graph, p, rest).losses(batch)["loss"]))(params)
     flat = {sharding.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
-    # The bias of a key shifts all logits of a softmax alike: its gradient is zero.
+    # The bias of a key adds the same to all logits of a softmax, so its gradient is zero.
     without = {name for name, grad in flat.items() if not np.abs(grad).max() > 0}
     assert all("key/bias" in name for name in without), without
 
@@ -228,8 +228,7 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error(tiny):
         sharding.make_mesh(config)
 
 
-def test_models_import_without_tensorflow():
-    """A machine without TensorFlow, clu or Grain can run the step."""
+def test_models_and_step_import_without_tensorflow_clu_and_grain():
     import subprocess
     import sys
 
@@ -241,8 +240,8 @@ def test_models_import_without_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_package_imports_without_jax():
-    """So `coco-jax --help` and `import coco_jax` take a fraction of a second."""
+def test_the_package_and_its_cli_import_without_jax():
+    """Therefore `coco-jax --help` and `import coco_jax` are fast."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""A frozen text tower: its features stand in for its texts, exactly, and it does not learn."""
+"""A frozen text tower: features replace token ids, and its parameters do not change."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ from coco_jax.training.text_features import cache_key, with_features
 
 @pytest.fixture
 def frozen(tiny, data_dir, tmp_path):
-    """A config whose text feature cache has a folder of its own."""
+    """A function that makes configs with a frozen text tower and an empty cache."""
 
     def make(**changes):
         folder = tmp_path / "data"
@@ -37,7 +37,7 @@ def opened(config, devices=1):
     return task, program, program.init(jax.random.key(0)).params
 
 
-def test_features_give_what_their_texts_give(frozen):
+def test_embeddings_of_features_equal_those_of_token_ids(frozen):
     config = frozen()
     task, program, params = opened(config)
     cached = with_features(task, program, params)
@@ -55,7 +55,7 @@ def test_features_give_what_their_texts_give(frozen):
     )
 
 
-def test_eight_devices_fill_the_bank_of_one(frozen):
+def test_eight_devices_cache_the_same_features_as_one(frozen):
     one, eight = frozen(), frozen()
     eight.mesh.update(data=2, fsdp=2, tensor=2)
     task, program, params = opened(one)
@@ -80,7 +80,7 @@ def test_cache_key_depends_on_tower_and_tokenizer(frozen):
     assert cache_key(task, {**params, "video": other["video"]}) == first
 
 
-def test_a_frozen_run_trains_all_but_the_tower_and_evaluates(frozen, tmp_path):
+def test_run_with_a_frozen_tower_trains_the_other_parameters_and_evaluates(frozen, tmp_path):
     config = frozen(optimizer__steps=3)
     task, program, _ = opened(config)
     before = jax.tree.map(np.asarray, program.init(jax.random.key(config.seed)).params)
@@ -93,14 +93,14 @@ def test_a_frozen_run_trains_all_but_the_tower_and_evaluates(frozen, tmp_path):
     }
     assert not [name for name in moved if name.startswith("text/") and moved[name]]
     assert moved["text_out/kernel"] and moved["video/embed/kernel"]
-    figures = evaluate(program, state.params, task, 3)
-    assert 0 <= figures["top1"] <= 1
+    metrics = evaluate(program, state.params, task, 3)
+    assert 0 <= metrics["top1"] <= 1
     (folder,) = (pathlib.Path(config.data.dir) / "text_features").iterdir()
     about = json.loads((folder / "about.json").read_text())
     assert about["corpus"] == "actionhub/motion" and about["width"] == 32
 
 
-def test_the_auxiliary_pool_and_the_label_ablation_do_with_features_too(frozen):
+def test_auxiliary_pool_and_ablations_without_descriptions_use_features(frozen):
     for changes in (
         {"cycle__pool": "auxiliary"},
         {"ablation": "label+cycle"},

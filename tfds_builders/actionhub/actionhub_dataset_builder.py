@@ -15,7 +15,7 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
-from coco_jax.data import action_names
+from coco_jax.data import action_names, starter
 from coco_jax.errors import UserError
 from tfds_builders.actionhub import benchmarks, captions, readers
 from tfds_builders.actionhub.cleaning import Report, chosen, clean
@@ -35,11 +35,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         before building.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Action, description, source and video_id."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "Action, description, source and video_id.",
+        "1.1.0": "Kind: caption or definition.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(
             name="motion", description="The descriptions of the benchmark motion_zsar."
+        ),
+        tfds.core.BuilderConfig(
+            name="starter", description="The corpus of the package: 1,211 actions."
         ),
         tfds.core.BuilderConfig(name="manual", description="The corpus files in manual_dir."),
         *(
@@ -97,6 +103,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
             corpus = enumerate(readers.Row(**row) for row in language.corpus())
             return ((key, row) for key, row in corpus if tally.check(row))
+        if self.builder_config.name == "starter":
+            return ((key, row) for key, row in enumerate(_starter_rows()) if tally.check(row))
         report = Report(chosen(self.cleaning))
         folder = manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         if self.builder_config.name == "captions":
@@ -155,6 +163,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _write(self, name: str, report: Any) -> None:
         # During the build, data_path is a temporary folder, which TFDS renames at the end.
         (self.data_path / name).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def _starter_rows() -> Iterator[readers.Row]:
+    for action, texts in starter.load().items():
+        yield readers.Row(action, texts.definition, "starter", "", "definition")
+        for caption in texts.captions:
+            yield readers.Row(action, caption, "starter", "", "caption")
 
 
 class _Renaming:

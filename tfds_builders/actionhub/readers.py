@@ -20,7 +20,9 @@ ALIASES = {
     "description": ("description", "caption", "text"),
     "source": ("source",),
     "video_id": ("video_id", "youtube_id", "vid", "id"),
+    "kind": ("kind",),
 }
+KINDS = ("caption", "definition")
 _BROKEN = "half a surrogate pair"  # a key of the metadata
 
 
@@ -32,12 +34,14 @@ class Row(NamedTuple):
       description: the text.
       source: where the description comes from.
       video_id: id of the video that it describes; "" if unknown.
+      kind: "definition" if it says what the action is, "caption" if it says what a video shows.
     """
 
     action: str
     description: str
     source: str
     video_id: str
+    kind: str = KINDS[0]
 
 
 class Tally:
@@ -215,12 +219,17 @@ def _row(source: streaming.Source, values: Mapping[str, Any]) -> Row:
             fields.append(str(value))
         else:
             source.fail(f"{name} is {streaming.kind(value)}; write a string")
-    action, description, where, video_id = fields
-    return Row(action, description, where or source.path.name, video_id)
+    action, description, where, video_id, kind = fields
+    kind = kind.lower() or KINDS[0]
+    if kind not in KINDS:
+        source.fail(
+            f"kind is {streaming.show(kind)}; write {' or '.join(KINDS)}, or rename the column"
+        )
+    return Row(action, description, where or source.path.name, video_id, kind)
 
 
 def _columns(source: streaming.Source, names: tuple[str, ...]) -> Sequence[str | None]:
-    """The columns of a file for action, description, source and video_id; None for those it lacks."""
+    """The columns of a file for the fields of a row; None for those it lacks."""
     columns = _match(names)
     missing = [
         name for name in ("action", "description") if columns[list(ALIASES).index(name)] is None

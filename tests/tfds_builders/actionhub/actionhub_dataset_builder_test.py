@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import shuffle
 
+from coco_jax.data import starter
+from coco_jax.data.corpus import Corpus, load_corpus
 from coco_jax.errors import UserError
 from tfds_builders.actionhub import actionhub_dataset_builder as module
 from tfds_builders.actionhub import readers, streaming
@@ -118,6 +120,67 @@ def test_config_motion_stores_the_corpus_of_motion_zsar(tmp_path, monkeypatch):
     assert builder.info.metadata["actions"] == {"harl run": 5}
 
 
+def test_config_starter_stores_the_corpus_of_the_package(tmp_path):
+    builder = build(tmp_path, "starter")
+    expected = [
+        Row(action, text, "starter", "", kind)
+        for action, texts in starter.load().items()
+        for kind, text in (
+            ("definition", texts.definition),
+            *(("caption", c) for c in texts.captions),
+        )
+    ]
+    assert stored(builder) == sorted(expected)
+    corpus = load_corpus("actionhub/starter", str(tmp_path / "data"))
+    assert {a: (t.definition,) for a, t in starter.load().items()} == corpus.definitions
+    assert {a: sorted(t.captions) for a, t in starter.load().items()} == {
+        action: sorted(texts) for action, texts in corpus.texts.items()
+    }
+
+
+def test_definitions_are_apart_from_captions_unless_they_belong_to_a_video(tmp_path):
+    rows = [
+        {"action": "luge", "text": "Down an ice track.", "kind": "Definition"},
+        {"action": "luge", "text": "Feet first she goes.", "kind": ""},
+        {"action": "luge", "text": "My run from this morning.", "kind": None},
+        {"action": "luge", "text": "A sled on ice.", "kind": "definition", "id": "v1"},
+    ]
+    (tmp_path / "manual").mkdir()
+    write(tmp_path / "manual" / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    build(tmp_path, "manual", tmp_path / "manual")
+    corpus = load_corpus("actionhub/manual", str(tmp_path / "data"))
+    assert corpus.definitions == {"luge": ("Down an ice track.",)}
+    assert sorted(zip(corpus.texts["luge"], corpus.video_ids["luge"], strict=True)) == [
+        ("A sled on ice.", "v1"),
+        ("Feet first she goes.", ""),
+        ("My run from this morning.", ""),
+    ]
+
+
+def test_corpus_of_version_1_0_0_has_only_captions(tmp_path):
+    class Old(module.Builder, skip_registration=True):
+        name = "actionhub"
+        VERSION = tfds.core.Version("1.0.0")
+        _lines: list[str] = []  # noqa: RUF012
+
+        def _info(self):
+            fields = readers.Row._fields[:-1]
+            features = {name: tfds.features.Text() for name in fields}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            row = {"action": "luge", "description": "Ice.", "source": "a", "video_id": ""}
+            yield 0, row
+
+    Old(data_dir=tmp_path, config="manual", file_format="array_record").download_and_prepare()
+    assert load_corpus("actionhub/manual", str(tmp_path)) == Corpus(
+        {"luge": ("Ice.",)}, {"luge": ("",)}
+    )
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_missing_or_empty_folder_gives_a_one_line_error(tmp_path, exists):
     place = tmp_path / "nowhere"
@@ -131,7 +194,7 @@ def test_missing_or_empty_folder_gives_a_one_line_error(tmp_path, exists):
 ROWS = [
     Row("jump rope", "Schnell, sehr “schnell” 🪢", "caption", "v1"),
     Row("jump rope", 'commas, "quotes"\nand lines', "web", "v2"),
-    Row("rappel", "Going down on a rope.", "caption", ""),
+    Row("rappel", "Going down on a rope.", "caption", "", "definition"),
 ]
 
 
@@ -145,7 +208,12 @@ def as_mapping(rows):
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(row.action, []).append(
-            {"caption": row.description, "source": row.source, "vid": row.video_id}
+            {
+                "caption": row.description,
+                "source": row.source,
+                "vid": row.video_id,
+                "kind": row.kind,
+            }
         )
     return json.dumps(groups, ensure_ascii=False)
 
@@ -174,7 +242,13 @@ def test_lines_of_a_text_file_are_descriptions_of_the_action_in_its_name(tmp_pat
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 # Readers strip all texts and replace an empty source by the file name, so neither is generated.
-DRAWN = st.builds(Row, *[TEXT.map(str.strip)] * 2, st.just("drawn"), TEXT.map(str.strip))
+DRAWN = st.builds(
+    Row,
+    *[TEXT.map(str.strip)] * 2,
+    st.just("drawn"),
+    TEXT.map(str.strip),
+    st.sampled_from(readers.KINDS),
+)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -202,6 +276,12 @@ def test_json_rows_do_not_depend_on_the_chunk_size(tmp_path_factory, rows, chunk
         ("a.jsonl", '\n\n{"activity":"a","text":"b"}', 3, "no column action .*'activity', 'text'"),
         ("a.jsonl", '{"action":"a","subtitle":"b"}', 1, "no column description .*'subtitle'"),
         ("a.jsonl", '{"action":7,"text":"b"}', 1, "action is a number"),
+        (
+            "a.jsonl",
+            '{"action":"a","text":"b","kind":"gloss"}',
+            1,
+            "kind is 'gloss'; write caption",
+        ),
         ("a.jsonl", '{"action":"a","text":["b"]}', 1, "description is a list"),
         ("a.jsonl", "[" * 100_000 + "\n", 1, "nested too deeply"),
         ("a.jsonl", '{"a":' + "1" * 5000 + "}", 1, "a number with too many digits"),

@@ -164,8 +164,8 @@ def test_too_many_broken_videos_stop_the_build_and_leave_no_dataset(
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
-def test_a_split_may_have_three_broken_videos_however_small_it_is(tmp_path, number):
-    """1 % of 20 is less than one. The default of --max_broken."""
+def test_small_split_may_have_up_to_three_broken_videos(tmp_path, number):
+    """The default of --max_broken, 1 %, would allow none of 20 videos."""
     names = [f"train/{action}/{n}.mp4" for action in ("hop", "run") for n in range(10)]
     testing.write(tmp_path / "mine", names)
     (tmp_path / "mine" / "unseen.txt").write_text("run\n")
@@ -274,7 +274,7 @@ def test_error_on_a_corrupt_jpeg_names_the_video():
     frames = videos.Frames((b"\xff\xd8 no jpeg", b""), 8.0)
     with pytest.raises(videos.VideoError, match=r"a\.mp4: corrupt JPEG frame"):
         videos.decode(frames, None, name="a.mp4")
-    with pytest.raises(videos.VideoError, match="holds no frame"):
+    with pytest.raises(videos.VideoError, match="has no frames"):
         videos.probe(videos.Frames((), 8.0))
 
 
