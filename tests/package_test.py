@@ -43,15 +43,11 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 
 def test_wheel_has_exactly_the_modules_configs_and_data_files(wheel):
-    wanted = {"coco_jax/py.typed"}
+    wanted = set()
     for source, target in (("coco_jax", "coco_jax"), ("tfds_builders", "tfds_builders"),
                            ("configs", "coco_jax/configs")):  # fmt: skip
         for path in (ROOT / source).rglob("*"):
-            if (
-                path.suffix == ".py"
-                or path.name in ("checksums.tsv", "README.md")
-                or (path.parent.name == "starter" and path.suffix in (".jsonl", ".md"))
-            ):
+            if path.is_file() and path.parent.name != "__pycache__":
                 wanted.add(f"{target}/{path.relative_to(ROOT / source).as_posix()}")
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == wanted
