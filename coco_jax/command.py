@@ -117,14 +117,15 @@ def _find_config(argv: list[str]) -> list[str]:
         name, colon, parameter = value.partition(":")
         packaged = packaged_configs()
         if not pathlib.Path(name).is_file():
-            if name.removeprefix("configs/").removesuffix(".py") not in packaged:
-                near = difflib.get_close_matches(name, packaged, 1)
+            bare = name.removeprefix("configs/").removesuffix(".py")
+            if bare not in packaged:
+                near = difflib.get_close_matches(bare, packaged, 1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise UserError(
                     f"--config={value}: neither a file nor a config of the package; {hint}the package "
                     f"has {', '.join(packaged)}"
                 )
-            name = str(packaged[name.removeprefix("configs/").removesuffix(".py")])
+            name = str(packaged[bare])
         _check_config_file(name, parameter)
         argv[i] = f"{flag}={name}{colon}{parameter}" if equals else f"{name}{colon}{parameter}"
         break
@@ -143,17 +144,23 @@ def _check_config_file(path: str, parameter: str) -> None:
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        config = module.get_config(*filter(None, [parameter]))
+        get_config = getattr(module, "get_config", None)
+        config = get_config(*filter(None, [parameter])) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == path]  # fmt: skip
-        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
-        where = f"{path}:{line or (lines[-1] if lines else 1)}"
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
         message = " ".join(str(error).split())[:200]
-        raise UserError(f"--config: {where}: {type(error).__name__}: {message}") from error
+        raise UserError(
+            f"--config: {path}:{lines[-1] if lines else 1}: {type(error).__name__}: {message}"
+        ) from error
+    if get_config is None:
+        raise UserError(f"--config: {path}:1: has no function get_config")
     if not isinstance(config, ConfigDict):
+        line = getattr(getattr(get_config, "__code__", None), "co_firstlineno", 1)
         kind = type(config).__name__
-        raise UserError(f"--config: {path}: get_config() returns a {kind}, not a ConfigDict")
+        raise UserError(f"--config: {path}:{line}: get_config() returns a {kind}, not a ConfigDict")
 
 
 def quiet() -> None:

@@ -6,7 +6,7 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -76,6 +76,13 @@ POSITIVE = (
     "keep_checkpoints",
 )
 
+# Fields that may differ when a run is resumed: they do not change the result (except that another
+# mesh adds floats in another order). Names that end with a dot are sections.
+FREE = (
+    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
+    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
+)  # fmt: skip
+
 
 def default() -> ConfigDict:
     """The defaults; locked, so that a misspelt field is an error."""
@@ -111,7 +118,9 @@ def default() -> ConfigDict:
     c.data.batch = 64  # videos per step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
     c.data.threads = 4  # decoding threads of each process
-    c.data.cache = False  # keep decoded videos in the memory of each process; for small datasets
+    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own and
+    # in time all videos, so several workers need several times the memory.
+    c.data.cache = False
     c.data.sampling = "random"  # random: one frame per segment (TSN) | dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips
@@ -419,6 +428,28 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
             field = RENAMED_FIELDS.get(field, field)
         flat[field] = value
     return flatten(default().to_dict()) | flat | {"version": VERSION}
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = FREE
+) -> list[str]:
+    """Lists `field: old -> new` for every changed field, except those that start with one of `free`.
+
+    Args:
+      old: a config, as this version or an earlier one stored it.
+      new: another config.
+      free: prefixes of fields to ignore; by default those that do not affect the result of a resumed
+        run.
+    """
+    a, b = migrate(old), migrate(new)
+    if "version" not in old and not b["text.tokenizer"]:
+        # Version 1 stored the size of the trained tokenizer instead of the configured vocabulary.
+        b["text.vocabulary"] = a["text.vocabulary"]
+    return [
+        f"{name}: {a.get(name)} -> {b.get(name)}"
+        for name in sorted(a | b)
+        if a.get(name) != b.get(name) and not name.startswith(tuple(free))
+    ]
 
 
 def load_stored(stored: Mapping[str, Any], where: str) -> ConfigDict:

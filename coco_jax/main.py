@@ -1,5 +1,6 @@
 """Trains and evaluates CoCo: python -m coco_jax.main --config=configs/demo.py."""
 
+import json
 import os
 import pathlib
 
@@ -7,6 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from coco_jax.command import run_command, writable_folder
+from coco_jax.config import FREE, changes
 from coco_jax.errors import UserError, reported
 
 PROGRAM = "coco_jax.main"
@@ -38,7 +40,10 @@ def command(argv: list[str]) -> None:
     from coco_jax.training import multihost
 
     values = flags.FLAGS
-    workdir = _workdir(values.workdir)
+    # A single value on the command line replaces the sweep in the config file.
+    for field in set(config_flags.get_override_values(values["config"])) & set(values.config.sweep):
+        values.config.sweep[field] = ()
+    workdir = _workdir(values.workdir, values.config)
     if values.coordinator:
         if values.coordinator != "auto" and None in (values.processes, values.process):
             raise UserError("--coordinator needs --processes and --process as well")
@@ -47,21 +52,27 @@ def command(argv: list[str]) -> None:
         _sweep(values.config, workdir)
 
 
-def _workdir(given: str | None) -> pathlib.Path:
+def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     """The folder for outputs.
 
     Raises:
-      UserError: it cannot be written, or it is the default one and has results of another config.
+      UserError: it is not writable, or it is the default folder and has results of another config.
     """
-    config_flag = flags.FLAGS["config"]
-    name = pathlib.Path(config_flags.get_config_filename(config_flag)).stem
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = pathlib.Path(given or f"runs/{name}")
     writable_folder(workdir, "--workdir")
-    changed = sorted(set(config_flags.get_override_values(config_flag)) - {"data.dir"})
-    if not given and changed and (workdir / "results.json").exists():
+    results = workdir / "results.json"
+    if given or not results.exists():
+        return workdir
+    try:
+        stored = json.loads(results.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{results}: cannot be read ({error}); remove it") from error
+    # A single run does not depend on the sweep, but results.json does.
+    if differ := changes(stored, config.to_dict(), [field for field in FREE if field != "sweep."]):
         raise UserError(
-            f"{workdir} has the results of {name} without --config.{changed[0]}; choose another "
-            "folder with --workdir, so that they are not replaced"
+            f"{workdir} has the results of another config ({'; '.join(differ)}); choose another folder "
+            "with --workdir, so that they are not replaced"
         )
     return workdir
 
@@ -81,9 +92,6 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
         # The runs of a sweep differ little and share most of the compiled code.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # A single value on the command line replaces the sweep of the file.
-    for field in set(config_flags.get_override_values(values["config"])) & set(config.sweep):
-        config.sweep[field] = ()
     runs = [
         run(run_config, workdir, values.mode, values.allow_config_change, profile_steps, preemption)
         for run_config in run_configs(config)

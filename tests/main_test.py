@@ -1,6 +1,7 @@
 """The command coco_jax.main: its output files, interruptions, several processes, one-line errors."""
 
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -12,8 +13,10 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 from jax.profiler import ProfileData
 
+from coco_jax import main
 from coco_jax.errors import UserError
 from coco_jax.evaluation.experiment import run
 from tests.helpers import runs
@@ -69,8 +72,9 @@ def test_time_of_a_step_is_split_and_profiled(finished):
 def test_finished_sweep_is_not_trained_again(finished):
     config, workdir, _ = finished
     before = (workdir / RUN / "result.json").stat().st_mtime_ns
-    again = runs.call(*runs.command(config, workdir))
+    again = runs.call(*runs.command(config, workdir, "--config.data.dir=/nowhere"))
     assert again.returncode == 0 and "clips/s" not in again.stderr
+    assert "| full " in again.stdout and "clips.png is not drawn" in again.stderr
     assert (workdir / RUN / "result.json").stat().st_mtime_ns == before
 
 
@@ -83,12 +87,8 @@ def test_mode_evaluate_gives_the_same_metrics(finished, tmp_path):
     assert runs.result(workdir / RUN) == stored
 
 
-@pytest.mark.parametrize("at, how", [(5, signal.SIGKILL), (8, signal.SIGTERM)])
-def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    uninterrupted, tmp_path, at, how
-):
-    config, whole = uninterrupted
-    command = runs.command(config, tmp_path)
+def run_and_signal(command, step, number):
+    """Runs a command and sends a signal at a step; returns exit code, later stderr and seconds."""
     with subprocess.Popen(
         command,
         env=runs.environment(),
@@ -97,27 +97,39 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         text=True,
     ) as child:
         for line in child.stderr:
-            if f"step {at}/12" in line:
-                child.send_signal(how)
+            if f"step {step}/12" in line:
+                child.send_signal(number)
                 began = time.monotonic()
                 break
         rest = child.stderr.read()
-    if how == signal.SIGTERM:
-        assert child.wait() == 0 and time.monotonic() - began < 30
-        (step,) = re.findall(r"stopped by SIGTERM; step (\d+) is saved", rest)
-        assert int(step) >= at
-        assert (tmp_path / RUN / "checkpoints" / step).is_dir()  # also if no checkpoint was due
-    else:
-        assert child.wait() == -signal.SIGKILL
-        unfinished = runs.call(*command, "--mode=evaluate")
-        assert "training stopped at step" in one_line(unfinished)
-        changed = runs.call(*command, "--config.model.dim=16")
-        assert "model.dim: 32 -> 16" in one_line(changed)
-        checkpoints = tmp_path / RUN / "checkpoints"
-        (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # an incomplete checkpoint
+    return child.wait(), rest, time.monotonic() - began
+
+
+def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
+    uninterrupted, tmp_path
+):
+    """SIGKILL, SIGINT (Ctrl-C) and SIGTERM, in turn. The last two save the current step."""
+    config, whole = uninterrupted
+    command = runs.command(config, tmp_path)
+    checkpoints = tmp_path / RUN / "checkpoints"
+    code, _, _ = run_and_signal(command, 5, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    unfinished = runs.call(*command, "--mode=evaluate")
+    assert "training stopped at step" in one_line(unfinished)
+    changed = runs.call(*command, "--config.model.dim=16")
+    assert "model.dim: 32 -> 16" in one_line(changed)
+    (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # an incomplete checkpoint
+    for at, number, expected in ((7, signal.SIGINT, 130), (9, signal.SIGTERM, 0)):
+        code, errors, seconds = run_and_signal(command, at, number)
+        assert code == expected and seconds < 30
+        assert "step 1/12" not in errors and "Traceback" not in errors
+        (step,) = re.findall(rf"stopped by {number.name}; step (\d+) is saved", errors)
+        assert errors.strip().splitlines()[-1].endswith("run the same command to resume")
+        assert at <= int(step) < 12
+        assert (checkpoints / step).is_dir()  # also if no checkpoint was due
     resumed = runs.call(*command)
     assert resumed.returncode == 0, resumed.stderr
-    assert not list((tmp_path / RUN / "checkpoints").glob("*tmp*"))
+    assert not list(checkpoints.glob("*tmp*"))
     assert "step 1/12" not in resumed.stderr  # resumed, not started again
     want, got = runs.final_params(whole / RUN), runs.final_params(tmp_path / RUN)
     assert want.keys() == got.keys() and len(want) > 20
@@ -233,19 +245,60 @@ def one_line(done, code=2) -> str:
     return errors[0]
 
 
-def test_wrong_flags_are_one_line_errors(finished, tmp_path):
-    config, _, _ = finished
-    plain = runs.command(config, tmp_path / "x")
-    cases = {
-        (*plain[:3], "--workdir=x"): "--config is missing",
-        (*plain[:3], "--config=nowhere.py", "--workdir=x"): "nowhere.py",
-        (*plain, "--config.optimzer.steps=3"): "did you mean config.optimizer.steps?",
-        (*plain, "--config.optimizer.steps=many"): "steps",
-        (*plain, "--mood=both"): "mood",
-        (*plain, "extra"): "'extra' is not a flag",
-    }
-    for command, message in cases.items():
-        assert message in one_line(runs.call(*command))
+@pytest.fixture
+def demo_results(parse, tmp_path, monkeypatch):
+    """Returns a function that writes runs/demo/results.json of a config, and the _workdir of flags."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides):
+        parse(main, "--config=demo", *overrides)
+        summary = {"config": flags.FLAGS.config.to_dict()}
+        (tmp_path / "runs/demo").mkdir(parents=True)
+        (tmp_path / "runs/demo/results.json").write_text(json.dumps(summary))
+
+    def workdir(*arguments):
+        parse(main, "--config=demo", *arguments)
+        return main._workdir(flags.FLAGS.workdir, flags.FLAGS.config)
+
+    return make, workdir
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "named"),
+    [
+        ((), ("--config.seed=1",), "seed: 0 -> 1"),
+        (("--config.seed=1",), (), "seed: 1 -> 0"),
+        ((), ("--config.sweep.seed=(0,1)",), "sweep.seed: [] -> [0, 1]"),
+    ],
+)
+def test_default_workdir_with_results_of_another_config_is_an_error(
+    demo_results, stored, now, named
+):
+    make, workdir = demo_results
+    make(*stored)
+    with pytest.raises(UserError, match=r"^runs/demo has the results of another config") as caught:
+        workdir(*now)
+    assert named in str(caught.value) and "--workdir" in str(caught.value)
+    assert workdir(*now, "--workdir=runs/other") == pathlib.Path("runs/other")
+    assert workdir(*now, "--workdir=runs/demo") == pathlib.Path("runs/demo")  # explicit, so allowed
+
+
+def test_default_workdir_is_used_again_with_the_same_config(demo_results):
+    """Fields that do not affect the result may change, e.g. on another machine."""
+    make, workdir = demo_results
+    assert workdir("--config.seed=1") == pathlib.Path("runs/demo")  # no results yet
+    shutil.rmtree("runs")
+    make("--config.seed=1")
+    moved = ("--config.data.dir=elsewhere", "--config.data.workers=4", "--config.mesh.fsdp=2")
+    assert workdir("--config.seed=1", *moved) == pathlib.Path("runs/demo")
+
+
+def test_workdir_that_cannot_be_created_is_a_one_line_error(demo_results, tmp_path):
+    _, workdir = demo_results
+    (tmp_path / "runs").touch()
+    for given, named in (((), "runs/demo"), (("--workdir=runs/a/b",), "runs/a/b")):
+        with pytest.raises(UserError, match=f"^--workdir={named}: .*choose another folder$"):
+            workdir(*given)
 
 
 @pytest.mark.parametrize(

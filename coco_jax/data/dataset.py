@@ -33,6 +33,7 @@ from coco_jax.errors import UserError
 TFDS_SPLITS = ("train", "test", "rest")
 _FILE_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|mpe?g|flv|gif|jpe?g)$", re.IGNORECASE)
 _CLIP_TIMES = re.compile(r"_\d{6}_\d{6}$")  # seconds
+_PREFIX = re.compile(r"^(v_)+")  # repeated: some YouTube ids begin with v_ themselves
 INDEX = "index.npz"  # labels and ids of all records, next to the data
 
 
@@ -247,11 +248,11 @@ def open_dataset(config: ConfigDict) -> Dataset:
 def normal_id(video_id: str) -> str:
     """The normal form of a video id: the same video has the same normal id in every dataset.
 
-    Removes the path, the file suffix, the prefix `v_` of ActivityNet and UCF101, and the clip
-    times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
+    Removes the path, the file suffix, the prefix `v_` of ActivityNet and UCF101, also repeated, and
+    the clip times of Kinetics and VATEX: `v_ID`, `ID_000010_000020` and `ID.mp4` all give `ID`.
     """
     name = _FILE_SUFFIX.sub("", video_id.replace("\\", "/").rpartition("/")[2])
-    return _CLIP_TIMES.sub("", name.removeprefix("v_"))
+    return _CLIP_TIMES.sub("", _PREFIX.sub("", name))
 
 
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.loader import evaluation_batches
-from coco_jax.data.splits import Plan, check_final
+from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import metrics
@@ -112,7 +112,6 @@ def _accuracies(
 ) -> dict[str, Any]:
     """Top-1 and top-5; for a cross-dataset run, the means over the first group of test sets.
 
-    The official test lists are one group; so are splits whose names differ only in a final number.
     Top-5 is None with at most five candidates.
     """
     plan = task.plan
@@ -125,8 +124,7 @@ def _accuracies(
         columns = np.array([column[c] for c in subset.classes])
         place = np.full(len(plan.unseen), -1)
         place[columns] = np.arange(len(columns))
-        group_name = "official" if subset.official else name.rstrip("0123456789") or "splits"
-        group = found.setdefault(group_name, {"top1": [], "top5": []})
+        group = found.setdefault(_group(name, subset), {"top1": [], "top5": []})
         for k in (1, 5):
             scores_nk = scores_NU[rows][:, columns]
             group[f"top{k}"].append(_top_k(scores_nk, place[label_N[rows]], k))
@@ -145,9 +143,17 @@ def _top_k(
     return None if 1 < k >= scores_NK.shape[1] else metrics.top_k(scores_NK, label_N, k)
 
 
+def _group(name: str, subset: Subset) -> str:
+    """The group of a test set: `official`, or the name of its split without the final number."""
+    return "official" if subset.official else name.rstrip("0123456789") or "splits"
+
+
 def _chance(plan: Plan) -> float:
-    """Top-1 accuracy of a random guess: the mean over all test sets."""
-    sizes = [len(subset.classes) for subset in plan.subsets.values()] or [len(plan.unseen)]
+    """Top-1 accuracy of a random guess: like top-1, a mean over the first group of test sets."""
+    groups: dict[str, list[int]] = {}
+    for name, subset in plan.subsets.items():
+        groups.setdefault(_group(name, subset), []).append(len(subset.classes))
+    sizes = next(iter(groups.values()), [len(plan.unseen)])
     return float(np.mean([1 / size for size in sizes]))
 
 

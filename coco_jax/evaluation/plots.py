@@ -1,6 +1,7 @@
 """Plots of results: confusion matrices of the unseen classes, and example clips."""
 
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import stored
+from coco_jax.errors import UserError
 
 STRIP_FRAMES = 6
 MAX_CLIPS = 16  # at most so many clips, one for each unseen class
@@ -19,7 +21,10 @@ MAX_NAMES = 40  # the axes of a larger confusion matrix have no class names
 def draw(
     runs: list[dict[str, Any]], config: ConfigDict, folder: pathlib.Path
 ) -> list[pathlib.Path]:
-    """Draws the first run of every ablation; returns the paths of the plots."""
+    """Draws the first run of every ablation; returns the paths of the plots.
+
+    If the dataset is absent (finished runs can be copied to another machine), no clips are drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     first = {run["ablation"]: run for run in reversed(runs)}
     first = {name: first[name] for name in dict.fromkeys(run["ablation"] for run in runs)}
@@ -27,7 +32,11 @@ def draw(
     best = list(first.values())[-1]
     if config.video_tower.kind == "features":
         return written  # features have no frames to show
-    return [*written, strip(best, config, folder / "clips.png")]
+    try:
+        written.append(strip(best, config, folder / "clips.png"))
+    except UserError as error:
+        print(f"{folder}/clips.png is not drawn: {error}", file=sys.stderr)
+    return written
 
 
 def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:

@@ -6,8 +6,8 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,18 +15,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from coco_jax.config import migrate
+from coco_jax.config import changes
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
 from coco_jax.version import __version__
 
-# Fields that may differ when a run is resumed: they do not change the result (except that another
-# mesh adds floats in another order).
-FREE = (
-    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
-    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
-)  # fmt: skip
+T = TypeVar("T")
+
+# Errors that orbax raises for damaged files. Those of TensorStore and json are ValueErrors; metadata
+# that is not an object causes an AttributeError.
+UNREADABLE = (ValueError, LookupError, OSError, AttributeError)
 
 # Messages of the system, TensorStore and gcsfuse if a file cannot be written, e.g. on a full disk.
 UNWRITTEN = re.compile(
@@ -35,32 +34,17 @@ UNWRITTEN = re.compile(
 )
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lists `field: old -> new` for every changed field that affects the result of a resumed run."""
-    a, b = migrate(old), migrate(new)
-    if "version" not in old and not b["text.tokenizer"]:
-        # Version 1 stored the size of the trained tokenizer instead of the configured vocabulary.
-        b["text.vocabulary"] = a["text.vocabulary"]
-    return [
-        f"{name}: {a.get(name)} -> {b.get(name)}"
-        for name in sorted(a | b)
-        if a.get(name) != b.get(name) and not name.startswith(FREE)
-    ]
-
-
 class Checkpoints:
     """The checkpoints of one run in `folder`, written atomically and in the background."""
 
     def __init__(self, folder: pathlib.Path, keep: int, program: Program):
         self.folder, self._program = folder, program
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,  # incomplete ones of killed processes
-            ),
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # incomplete ones of killed processes
         )
+        self._manager = _open_manager(folder, options)
 
     @property
     def latest(self) -> int | None:
@@ -118,31 +102,30 @@ class Checkpoints:
     def _attempt(self, step: int) -> tuple[tuple[State, int] | None, str]:
         """Restores a checkpoint; returns None and the reason if it is damaged."""
         abstract = self._program.abstract
-        try:
-            got = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
-                ),
-            )
-            state = State(**got.state)
-            found = np.asarray(self._program.fingerprint(state)).tolist()
-            if got.meta.get("fingerprint", found) != found:  # 0.1.0 stored none
-                return None, "its values do not match the stored fingerprint"
-            return (state, got.meta["next_batch"]), ""
-        except Exception as error:  # damaged files raise many types of errors
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
+        )
+        got, reason = _read(lambda: self._manager.restore(step, args=args))
+        if got is None:
             self._check_model(step, abstract)
-            return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return None, reason
+        arrays, meta = got.get("state"), got.get("meta")
+        if not isinstance(arrays, dict) or not isinstance(meta, dict) or "next_batch" not in meta:
+            return None, "its state or its metadata is missing"
+        state = State(**arrays)
+        found = np.asarray(self._program.fingerprint(state)).tolist()
+        if meta.get("fingerprint", found) != found:  # 0.1.0 stored none
+            return None, "its values do not match the stored fingerprint"
+        return (state, meta["next_batch"]), ""
 
     def _check_model(self, step: int, abstract: State) -> None:
         """Raises an error if the checkpoint is readable but has other shapes: it is not damaged."""
-        try:
-            stored = ocp.PyTreeCheckpointer().metadata(
-                (self.folder / str(step) / "state").absolute()
-            ).item_metadata.tree  # fmt: skip
-            shapes = {path_of(p): tuple(x.shape) for p, x in jax.tree.leaves_with_path(stored)}
-        except Exception:  # the checkpoint is damaged
+        reader, path = ocp.PyTreeCheckpointer(), (self.folder / str(step) / "state").absolute()
+        metadata, _ = _read(lambda: reader.metadata(path).item_metadata)
+        if metadata is None:  # the checkpoint is damaged
             return
+        leaves = jax.tree.leaves_with_path(metadata.tree)
+        shapes = {path_of(p): tuple(getattr(x, "shape", ())) for p, x in leaves}
         wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract._asdict())}
         if differ := [p for p in sorted(shapes | wanted) if shapes.get(p) != wanted.get(p)]:
             first = next((p for p in differ if p.startswith("params/")), differ[0])
@@ -194,6 +177,37 @@ class Checkpoints:
             ) from error
 
 
+def _open_manager(
+    folder: pathlib.Path, options: ocp.CheckpointManagerOptions | None = None
+) -> ocp.CheckpointManager:
+    """Opens orbax's manager of a folder, which reads the _CHECKPOINT_METADATA of all checkpoints.
+
+    Raises:
+      UserError: one of these files is damaged.
+    """
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: a file _CHECKPOINT_METADATA there is damaged ({' '.join(str(error).split())}); "
+            "remove that file and run the same command again"
+        ) from error
+
+
+def _read(read: Callable[[], T]) -> tuple[T | None, str]:
+    """Calls `read`; returns its result, or None and the reason if files of a checkpoint are damaged.
+
+    Errors that damaged files cannot cause are bugs, and are raised.
+    """
+    try:
+        return read(), ""
+    except Exception as error:
+        # orbax converts some errors of TensorStore to a plain Exception.
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
+            raise
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 @contextlib.contextmanager
 def _readable(folder: pathlib.Path) -> Iterator[None]:
     """Converts errors of restoring to a UserError."""
@@ -215,7 +229,7 @@ def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoints; train first, or give the folder of another run")
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    with _open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{folder}: no complete checkpoint; train first")

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 from coco_jax.errors import UserError
-from coco_jax.models.i3d import MIXED
 from coco_jax.weights.table import Family, Row
 from coco_jax.weights.transforms import Shape
 
+MIXED = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")  # Inception modules
 EPSILON = 1e-3  # of the published batch norm
 CLASSIFIER = "params/Logits/Conv3d_0c_1x1/Conv_0"
 ALLOWED = {

@@ -55,11 +55,12 @@ def test_loader_started_at_a_batch_continues_with_the_same_clips(records, tiny):
             np.testing.assert_array_equal(batch["video"], want["video"])
 
 
-def test_worker_processes_give_the_same_clips(records, tiny):
+def test_worker_processes_with_caches_give_the_same_clips(records, tiny):
+    """Tested for several epochs: from the second on, workers read from their caches."""
     flags.FLAGS.mark_as_parsed()  # Grain passes the flags to its workers; commands parse them
     indices = np.arange(20)
-    plain = stream(records, indices, tiny(data__batch=8), 3)
-    worked = stream(records, indices, tiny(data__batch=8, data__workers=2), 3)
+    plain = stream(records, indices, tiny(data__batch=8, data__cache=False), 5)
+    worked = stream(records, indices, tiny(data__batch=8, data__cache=True, data__workers=2), 5)
     for a, b in zip(plain, worked, strict=True):
         np.testing.assert_array_equal(a["video"], b["video"])
 

@@ -86,6 +86,16 @@ def test_description_of_a_tested_video_is_an_error():
         splits.check_texts(["v1", "v2"], ["v2", "v3"])
 
 
+@pytest.mark.parametrize(
+    "written", ["v_0123456789a", "0123456789a_000010_000020", "0123456789a.mp4"]
+)
+def test_description_of_a_tested_video_is_found_in_every_form_of_its_id(written):
+    with pytest.raises(splits.LeakError, match="0123456789a"):
+        splits.check_texts([written], ["0123456789a"])
+    with pytest.raises(splits.LeakError, match="0123456789a"):
+        splits.check_texts(["0123456789a"], [written])
+
+
 def test_evaluation_on_test_classes_before_the_last_step_is_an_error():
     c = config()
     splits.check_final(c.optimizer.steps, c)

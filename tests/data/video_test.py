@@ -1,7 +1,11 @@
 """Decoding, compared with a full decode of the same file; real videos; invalid and damaged files."""
 
 import contextlib
+import functools
 import io
+import os
+import signal
+import struct
 import wave
 
 import av
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from coco_jax.data import video as videos
 
@@ -226,12 +231,112 @@ def test_missing_file_or_folder_is_an_error(tmp_path):
             videos.probe(path)
 
 
-@pytest.mark.parametrize("form", ["#EXTM3U\n#EXTINF:1,\n{}\n", "ffconcat version 1.0\nfile '{}'\n"])
-def test_playlist_is_refused_and_opens_no_other_file(tmp_path, form):
+@contextlib.contextmanager
+def seconds(limit):
+    """Raises TimeoutError if the block takes longer, also if it waits for a file."""
+
+    def expire(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_named_pipe_is_refused_without_waiting_for_data(tmp_path):
+    """Opening one blocks until another process writes to it."""
+    os.mkfifo(tmp_path / "a.mp4")
+    with seconds(5), pytest.raises(videos.VideoError, match=r"a\.mp4: not a regular file"):
+        videos.decode(tmp_path / "a.mp4", None)
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:4,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile 'secret.mp4'\n",
+    "list.mp4": "ffconcat version 1.0\nfile 'secret.mp4'\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_playlist_is_refused_and_opens_no_other_file(tmp_path, name):
+    """libav itself would open them."""
     (tmp_path / "secret.mp4").write_bytes(VIDEO)
-    (tmp_path / "list.mp4").write_text(form.format(tmp_path / "secret.mp4"))
-    with pytest.raises(videos.VideoError, match="not a video"):
-        videos.decode(tmp_path / "list.mp4", None)
+    (tmp_path / name).write_text(PLAYLISTS[name])
+    with (tmp_path / name).open("rb") as stream, av.open(stream) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) == FRAMES
+    with seconds(5), pytest.raises(videos.VideoError, match="not a video") as caught:
+        videos.decode(tmp_path / name, None)
+    assert "\n" not in str(caught.value)
+
+
+LONG = 1000  # frames
+
+
+@functools.cache
+def long_video(container, codec):
+    frames = np.random.default_rng(0).integers(0, 256, (LONG, 16, 16, 3), dtype=np.uint8)
+    return videos.encode(frames, 25, container=container, codec=codec)
+
+
+def avi_with_wrong_frame_count(more, folder):
+    """An AVI file whose header gives `more` frames than the file has."""
+    data = bytearray(long_video("avi", "mpeg4"))
+    for chunk, field in ((b"avih", 16), (b"strh", 32)):  # dwTotalFrames, dwLength
+        at = data.index(chunk) + 8 + field
+        assert struct.unpack_from("<I", data, at) == (LONG,)
+        struct.pack_into("<I", data, at, LONG + more)
+    return bytes(data), LONG
+
+
+def mp4_without_last_frames(last, folder):
+    """An MP4 file with its index at the start, truncated before its `last` last frames."""
+    path = folder / "whole.mp4"
+    with (
+        av.open(io.BytesIO(long_video("mp4", "mpeg4"))) as source,
+        av.open(path, "w", options={"movflags": "faststart"}) as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    whole = path.read_bytes()
+    assert whole.index(b"moov") < whole.index(b"mdat")
+    with av.open(path) as container:
+        places = sorted(packet.pos for packet in container.demux(video=0) if packet.size)
+    assert len(places) == LONG
+    return whole[: places[-last]], LONG - last
+
+
+@pytest.mark.parametrize("make", [avi_with_wrong_frame_count, mp4_without_last_frames])
+def test_video_with_0_1_percent_of_its_frames_missing_is_accepted_and_with_3_percent_refused(
+    make, tmp_path
+):
+    """The number of frames in the header of real videos is often slightly wrong."""
+    video, frames = make(LONG // 1000, tmp_path)
+    with av.open(io.BytesIO(video)) as container:
+        assert container.streams.video[0].frames > frames  # the header is wrong
+    assert videos.probe(video).frames == frames
+    assert len(videos.decode(video, np.array([0.1, 20.0, 40.0]))) == 3
+    with pytest.raises(videos.VideoError, match=r"x: truncated, it has \d+ of \d+ frames"):
+        videos.probe(make(3 * LONG // 100, tmp_path)[0], "x")
+
+
+def test_frames_and_times_of_an_animated_gif_are_decoded():
+    """Pillow writes it; each frame has a single grey value."""
+    greys = [20, 90, 160, 230]
+    pictures = [Image.new("L", (32, 24), grey) for grey in greys]
+    stored = io.BytesIO()
+    pictures[0].save(stored, "GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
+    info = videos.probe(stored.getvalue())
+    assert (info.frames, info.height, info.width) == (4, 24, 32)
+    assert info.duration == pytest.approx(0.8)
+    frames = videos.decode(stored.getvalue(), np.array([0.7, 0.1, 0.3, 0.5]))
+    assert frames.mean((1, 2, 3)) == pytest.approx([230, 20, 90, 160], abs=4)
 
 
 @settings(max_examples=60, deadline=None)

@@ -35,6 +35,25 @@ def test_per_class_and_confusion_of_known_predictions():
     assert metrics.confusion(predicted_N, label_N, 2).tolist() == [[2, 1], [1, 0]]
 
 
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_tie_is_a_miss_in_top_1_per_class_accuracy_and_confusion(seed, levels):
+    """Scores have few different values, so most videos have ties. A hit is above all other scores."""
+    _, label_N, _ = scores_and_labels(seed)
+    scores_NK = np.random.default_rng(seed).integers(levels, size=(len(label_N), 7)).astype(float)
+    hits = [
+        all(row[label] > score for k, score in enumerate(row) if k != label)
+        for row, label in zip(scores_NK.tolist(), label_N.tolist(), strict=True)
+    ]
+    predicted_N = metrics.predict(scores_NK, label_N)
+    confusion_KK = metrics.confusion(predicted_N, label_N, 7)
+    assert metrics.top_k(scores_NK, label_N, 1) == pytest.approx(np.mean(hits))
+    assert confusion_KK.trace() == sum(hits) and confusion_KK.sum() == len(hits)
+    recall_K = confusion_KK.diagonal() / confusion_KK.sum(1)
+    np.testing.assert_allclose(metrics.per_class(predicted_N, label_N, 7), recall_K)
+    # The predicted class has one of the highest scores.
+    assert (np.take_along_axis(scores_NK, predicted_N[:, None], 1)[:, 0] == scores_NK.max(1)).all()
+
+
 def generalised_slowly(scores_NK, label_N, seen):
     """The definition: tries an offset in each interval between two margins."""
     margins = np.sort(np.unique(scores_NK[:, seen:].max(1) - scores_NK[:, :seen].max(1)))

@@ -7,11 +7,12 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from coco_jax import sharding
 from coco_jax.errors import UserError
-from coco_jax.training.checkpoint import Checkpoints
+from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
 from tests.training.step_test import random_batch
 
@@ -76,8 +77,20 @@ def truncate(step: pathlib.Path) -> None:
         lambda step: shutil.rmtree(step / "state"),
         lambda step: (step / "meta" / "metadata").write_text("{"),
         lambda step: largest(step).write_bytes(b""),
+        lambda step: (step / "state" / "_METADATA").write_text("1"),
+        lambda step: (step / "meta" / "metadata").write_text("[]"),
+        lambda step: (step / "meta" / "metadata").write_text("{}"),
     ],
-    ids=["file truncated", "file removed", "state removed", "meta not JSON", "file empty"],
+    ids=[
+        "file truncated",
+        "file removed",
+        "state removed",
+        "meta not JSON",
+        "file empty",
+        "state metadata not an object",
+        "meta not an object",
+        "meta without fields",
+    ],
 )
 def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(two, tmp_path, capfd, damage):
     config, program, folder, saved = two
@@ -120,6 +133,41 @@ def test_readable_checkpoint_with_another_fingerprint_is_damaged(two, tmp_path, 
     state, _ = restored(program, tmp_path)
     assert same(numbers(state), saved[1])
     assert "its values do not match the stored fingerprint" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [TypeError, NameError, AssertionError, ZeroDivisionError])
+def test_programming_error_is_raised_and_moves_no_checkpoint(two, tmp_path, monkeypatch, error):
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def fail(*args, **kwargs):
+        raise error("a bug")
+
+    with pytest.raises(error, match="a bug"):
+        restored(program._replace(fingerprint=fail), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(error, match="a bug"):
+        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        restored(program, tmp_path)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
+
+
+def test_damaged_checkpoint_metadata_file_is_a_one_line_error(two, tmp_path):
+    """orbax reads these files of all checkpoints when it opens a folder."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "1/_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": "x"}')
+    for read in (
+        lambda: restored(program, tmp_path),
+        lambda: restore_params(tmp_path, program.abstract),
+    ):
+        with pytest.raises(
+            UserError, match="a file _CHECKPOINT_METADATA there is damaged"
+        ) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    (tmp_path / "1/_CHECKPOINT_METADATA").unlink()  # as the error says
+    state, _ = restored(program, tmp_path)
+    assert same(numbers(state), saved[2])
 
 
 def test_if_all_checkpoints_are_damaged_none_is_moved(two, tmp_path):

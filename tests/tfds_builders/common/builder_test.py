@@ -163,6 +163,25 @@ def test_too_many_broken_videos_stop_the_build_and_leave_no_dataset(
         datasets.load("video_folder/video", str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_small_split_may_have_up_to_three_broken_videos(tmp_path, number):
+    """The default of --max_broken, 1 %, would allow none of 20 videos."""
+    names = [f"train/{action}/{n}.mp4" for action in ("hop", "run") for n in range(10)]
+    testing.write(tmp_path / "mine", names)
+    (tmp_path / "mine" / "unseen.txt").write_text("run\n")
+    for name in names[5 : 5 + number]:
+        (tmp_path / "mine" / name).write_bytes(b"<html>404 Not Found</html>")
+    if number <= 3:
+        folder = build("video_folder", str(tmp_path / "data"), str(tmp_path / "mine"))
+        report = json.loads((folder / "report.json").read_text())["train"]
+        assert report["stored"] == 20 - number and len(report["broken"]) == number
+        return
+    with pytest.raises(
+        UserError, match=r"4 of 20 videos .* are broken, more than 1.0% and more than 3"
+    ):
+        build("video_folder", str(tmp_path / "data"), str(tmp_path / "mine"))
+
+
 def test_build_after_a_killed_build_removes_its_files_and_completes(hundred_videos, tmp_path):
     """What the killed build wrote is not loaded as a dataset either."""
     data = tmp_path / "data"
@@ -372,6 +391,7 @@ def test_cross_dataset_run_evaluates_each_named_test_split(tmp_path):
         and len(figures["cross"]["half"]["top1"]) == 1
     )
     assert figures["top1"] == np.mean(figures["cross"]["official"]["top1"])
+    assert figures["top5"] is None and figures["chance"] == 1 / 4
     with config.unlocked():
         config.data.shared_classes = "drop"
     assert make_task(config).plan.seen == ("b", "c")

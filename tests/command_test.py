@@ -1,0 +1,141 @@
+"""Code that all commands share: finding config files, one-line errors, output folders."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from coco_jax import main
+from coco_jax.command import packaged_configs, writable_folder
+from coco_jax.errors import UserError
+from tests.helpers import runs
+
+
+@pytest.fixture
+def refused(parse, capsys):
+    """Returns a function that gives the one-line error of coco_jax.main for its arguments."""
+
+    def line_of(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            parse(main, *arguments)
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("command: ")
+        return line.removeprefix("command: ")
+
+    return line_of
+
+
+@pytest.mark.parametrize(
+    "written", ["k400_zsar", "k400_zsar.py", "configs/k400_zsar.py", "configs/k400_zsar"]
+)
+def test_packaged_config_is_found_by_name_from_any_folder(parse, tmp_path, monkeypatch, written):
+    from coco_jax.configs import k400_zsar
+
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([f"--config={written}"], ["--config", written]):
+        parse(main, *arguments, "--config.seed=7")
+        want = k400_zsar.get_config()
+        want.seed = 7
+        assert flags.FLAGS.config.to_dict() == want.to_dict()
+
+
+def test_file_of_the_user_has_priority_over_a_packaged_config(parse, tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo.py").write_text(
+        "from coco_jax.config import default\n"
+        "def get_config(seed='1'):\n    c = default()\n    c.seed = int(seed)\n    return c\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    parse(main, "--config=configs/demo.py:41")
+    assert flags.FLAGS.config.seed == 41
+
+
+@pytest.mark.parametrize("written", ["k400_zasr", "k400_zasr.py", "configs/k400_zasr.py"])
+def test_error_for_an_unknown_config_suggests_the_nearest_name_and_lists_all(refused, written):
+    line = refused(f"--config={written}")
+    assert line.startswith(f"--config={written}: neither a file nor a config of the package; ")
+    assert "did you mean k400_zsar?" in line
+    assert all(name in line for name in packaged_configs()) and len(packaged_configs()) >= 10
+    assert "did you mean" not in refused("--config=nothing_of_that_kind")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("import os\n\ndef get_config():\n    return 1 / 0\n", 4, "ZeroDivisionError: division by"),
+        ("def get_config():\n    raise KeyError('x')\n", 2, "KeyError: 'x'"),
+        ("import nowhere\n", 1, "ModuleNotFoundError: No module named 'nowhere'"),
+        ("x = 1\nraise ValueError('one\\ntwo')\n", 2, "ValueError: one two"),
+        ("def get_config():\n    c = = 1\n", 2, "SyntaxError: invalid syntax"),
+        ("a = 1\ndef get_config():\n    return {'seed': 1}\n", 2, "get_config() returns a dict, not a "),
+        ("x = 1\n", 1, "no function get_config"),
+        (
+            "from coco_jax.config import default\ndef get_config():\n    c = default()\n"
+            "    c.sed = 1\n    return c\n", 4, "AttributeError: ",
+        ),
+    ],
+    ids=["raises", "KeyError", "import", "two lines", "syntax", "dict", "no function", "field"],
+)  # fmt: skip
+def test_error_in_a_config_file_is_one_line_with_its_line_number(
+    refused, tmp_path, text, line, message
+):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    got = refused(f"--config={path}")
+    assert got.startswith(f"--config: {path}:{line}: ") and message in got
+
+
+def test_syntax_error_in_an_imported_file_has_the_line_of_the_import(
+    refused, tmp_path, monkeypatch
+):
+    (tmp_path / "broken_helper.py").write_text("x = 1\n" * 8 + "def\n")
+    (tmp_path / "mine.py").write_text("import os\nimport broken_helper\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    line = refused(f"--config={tmp_path}/mine.py")
+    assert "mine.py:2: SyntaxError: " in line and "broken_helper.py, line 9" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--config is missing; try --config=demo"),
+        (("--config=demo", "--config.optimzer.steps=3"), "did you mean config.optimizer.steps?"),
+        (("--config=demo", "--config.optimizer.steps=many"), "steps"),
+        (("--config=demo", "--mood=both"), "mood"),
+        (("--config=demo", "extra"), "'extra' is not a flag"),
+    ],
+)
+def test_wrong_flag_is_a_one_line_error(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
+def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=rf"^--workdir={tmp_path}/{name}: .*; choose another folder$"
+    ):
+        writable_folder(tmp_path / name, "--workdir")
+
+
+def test_writable_folder_is_created_and_stays_empty(tmp_path):
+    writable_folder(tmp_path / "a/b", "--workdir")
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+def test_closed_output_pipe_causes_no_traceback():
+    """As in `coco_jax.compile --help | head -1`; here the pipe is closed from the start."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "coco_jax.compile", "--help"],
+            env=runs.environment(), stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+            timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert done.stderr == "" and done.returncode == 1

@@ -1,0 +1,63 @@
+"""Fixtures for tests of several folders: a trained run, its recognizer, a video file, parsed flags."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+# coco_jax is imported in the fixtures: jaxtyping adds its checks after it has loaded conftest files.
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, data_dir) -> pathlib.Path:
+    """The folder of a trained run, not yet evaluated; its accuracy does not matter."""
+    from coco_jax.evaluation.experiment import run
+    from conftest import tiny_config
+
+    folder = tmp_path_factory.mktemp("trained")
+    run(tiny_config(data_dir, data__batch=16, mesh__data=8), folder, "train")
+    return folder / "full/split1/seed0"
+
+
+@pytest.fixture(scope="session")
+def recognizer(trained_run):
+    """The recognizer of the trained run."""
+    from coco_jax.recognition.recognizer import Recognizer
+
+    return Recognizer.load(trained_run)
+
+
+@pytest.fixture(scope="session")
+def video_path(tmp_path_factory) -> pathlib.Path:
+    """A short video of noise."""
+    from coco_jax.data import video as videos
+
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
+    path.write_bytes(videos.encode(frames, 8))
+    return path
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses flags of a command in this process: `parse(main, "--config=demo")`."""
+    from absl import flags
+
+    from coco_jax.command import parser
+
+    before = set(flags.FLAGS)
+
+    def forget() -> None:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+
+    def parse_arguments(command, *arguments: str) -> list[str]:
+        forget()
+        command.define_flags()
+        argv = ["command", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where config_flags looks for --config.FIELD
+        return parser("command")(argv)
+
+    yield parse_arguments
+    forget()

@@ -1,0 +1,98 @@
+"""The package: the files and metadata of its wheel; the versions in requirements files."""
+
+import configparser
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _unwanted(folder: str, names: list[str]) -> set[str]:
+    """Names of files and folders that are not part of the repository."""
+    made = {"data", "runs", "site", "build"} if pathlib.Path(folder) == ROOT else set()
+    return {
+        n for n in names if n in made or n.startswith(".") or n.endswith(("cache__", "egg-info"))
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel, built from a copy of the repository without network access."""
+    (needed,) = map(Requirement, PROJECT["build-system"]["requires"])
+    if Version(setuptools.__version__) not in needed.specifier:
+        pytest.skip(f"building needs {needed}; {setuptools.__version__} is installed")
+    folder = tmp_path_factory.mktemp("package")
+    shutil.copytree(ROOT, folder / "copy", ignore=_unwanted)
+    subprocess.run(
+        [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
+        cwd=folder / "copy", check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_has_exactly_the_modules_configs_and_data_files(wheel):
+    wanted = set()
+    for source, target in (("coco_jax", "coco_jax"), ("tfds_builders", "tfds_builders"),
+                           ("configs", "coco_jax/configs")):  # fmt: skip
+        for path in (ROOT / source).rglob("*"):
+            if path.is_file() and path.parent.name != "__pycache__":
+                wanted.add(f"{target}/{path.relative_to(ROOT / source).as_posix()}")
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == wanted
+    assert len([name for name in held if name.endswith("checksums.tsv")]) >= 6
+    assert "coco_jax/configs/demo.py" in held
+
+
+def test_wheel_metadata_has_the_command_the_license_and_the_version(wheel):
+    from coco_jax.version import __version__
+
+    (info,) = {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    entries = configparser.ConfigParser()
+    entries.read_string(wheel.read(f"{info}/entry_points.txt").decode())
+    assert dict(entries["console_scripts"]) == {"coco-jax": "coco_jax.cli:main"}
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0\n" in metadata
+    for file in PROJECT["project"]["license-files"]:
+        assert f"{info}/licenses/{file}" in wheel.namelist()
+
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
+def test_versions_in_requirements_files_agree_with_pyproject(file):
+    lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
+    lines = [line for line in lines if line]
+    stated = {
+        Requirement(line).name.replace("_", "-").lower(): Requirement(line)
+        for group in (PROJECT["project"]["dependencies"], *EXTRAS.values())
+        for line in group
+    }
+    if file.name == "requirements-lock.txt":  # the pinned versions satisfy pyproject
+        locked = dict(line.split("==") for line in lines)
+        locked = {name.replace("_", "-").lower(): version for name, version in locked.items()}
+        for name, requirement in stated.items():
+            if name not in (
+                "coco-jax",
+                "libtpu",
+            ):  # itself; not pinned
+                assert Version(locked[name]) in requirement.specifier, name
+        return
+    for line in lines:
+        if extra := re.fullmatch(r"-e \.\[(\w+)\]", line):
+            assert extra.group(1) in EXTRAS
+        else:
+            assert stated[Requirement(line).name] == Requirement(line)
