@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+import coco_jax
 from coco_jax.command import run_command
 from coco_jax.errors import UserError
 
@@ -21,7 +22,14 @@ RENDERED = "motion_zsar"
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("checkpoint", None, "The folder of a run (it has config.json).")
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "The folder of a run (it has config.json); without it, the pretrained model.",
+    )
+    flags.DEFINE_integer(
+        "windows", 3, "Of the pretrained model: at most so many windows of 2.56 s of each video."
+    )
     flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
     flags.DEFINE_string("actions", None, 'Candidate actions: "juggling, rope skipping".')
     flags.DEFINE_string(
@@ -43,16 +51,16 @@ def command(argv: list[str]) -> None:
     from coco_jax.recognition.inputs import read_actions, read_descriptions
 
     values = flags.FLAGS
-    if not values.checkpoint:
-        raise UserError("--checkpoint is missing; name the folder of a run")
     if not values.video:
         raise UserError("--video is missing; name one or more video files")
     actions = read_actions(values.actions, values.actions_file)
     descriptions = read_descriptions(values.descriptions) if values.descriptions else None
 
-    from coco_jax.recognition.recognizer import Recognizer
-
-    recognizer = Recognizer.load(values.checkpoint)
+    recognizer: Any
+    if values.checkpoint:
+        recognizer = coco_jax.load(values.checkpoint)
+    else:
+        recognizer = coco_jax.PretrainedRecognizer(values.windows)
     _print_training_data(recognizer.training_data)
     candidates = recognizer.embed_actions(actions, descriptions)
     rows: list[dict[str, Any]] = []

