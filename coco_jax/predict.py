@@ -1,6 +1,8 @@
 """Names the actions in your own videos.
 
-python -m coco_jax.predict --checkpoint=runs/demo/full/split1/seed0 --video=a.mp4 --actions="x,y,z"
+python -m coco_jax.predict --video=a.mp4 --actions="juggling, rope skipping"
+
+Without --checkpoint it uses the pretrained recogniser (docs/pretrained.md).
 
 Exit codes: 0: all videos were ranked; 2: the command could not start; 3: some videos could not be read,
 and the output gives the reason for each.
