@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from coco_jax import presets, weights
 from coco_jax.config import default
 from coco_jax.data import starter
 from coco_jax.data import video as videos
+from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.tokenizers import Tokenizer, published_tokenizer
 from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
@@ -36,7 +38,7 @@ from coco_jax.weights import files, i3d, packages, table
 
 Path = str | os.PathLike[str]
 
-FRAMES, FPS, SHORT_SIDE, SIZE = 64, 25, 256, 224  # of a window, as I3D was trained
+WINDOW = 2.56  # seconds that I3D sees: 64 frames
 TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
 BLOCKS = ("label", "definition", "captions")
@@ -101,6 +103,14 @@ def default_text() -> presets.TextTowerConfig:
     config = default()
     presets.apply(config, "minilm_package")
     return presets.text_tower(config)
+
+
+def _clip_config(windows: int) -> ConfigDict:
+    """What the clip reader needs: windows as I3D was trained, evenly spread over a video."""
+    config = default()
+    presets.apply(config, "i3d")
+    config.data.update(sampling="dense", stride=0.04, crop=0.875, views=windows)
+    return config
 
 
 class TextEncoder:
@@ -319,31 +329,21 @@ class PretrainedRecognizer:
           VideoError: the file cannot be decoded.
         """
         total_F = np.zeros(self._seen_SF.shape[1], np.float32)
-        classifier = self._classifier
-        starts = self._starts(videos.probe(path).duration)
-        for start in starts:
-            feature_F = self.window_feature(path, start)
+        classifier, count = self._classifier, self.windows_of(videos.probe(path).duration)
+        reader = ClipReader(_clip_config(count), training=False)
+        for window in range(count):
+            clip = reader.read(path, window)
+            feature_F = np.asarray(self._embed(self._params, clip[None]))[0]
             logits_S = feature_F @ classifier.kernel + classifier.bias
             posterior_S = np.exp(logits_S - logits_S.max())
             posterior_S /= posterior_S.sum()
             total_F += _unit(feature_F - self._origin_F)
             total_F += POSTERIOR_WEIGHT * (posterior_S @ self._seen_SF)
-        return total_F / len(starts)
+        return total_F / count
 
-    def window_feature(self, path: Path, start: float) -> Float[np.ndarray, " F"]:
-        """I3D's feature of the 2.56 s from `start` (seconds)."""
-        times_T = start + (np.arange(FRAMES) + 0.5) / FPS
-        clip = videos.decode(path, times_T, short_side=SHORT_SIDE)
-        top, left = ((side - SIZE) // 2 for side in clip.shape[1:3])
-        clip = clip[:, top : top + SIZE, left : left + SIZE]
-        return np.asarray(self._embed(self._params, clip[None]))[0]
-
-    def _starts(self, duration: float) -> list[float]:
-        """Starts of the windows in seconds: centred if there is one, else evenly spread."""
-        length = FRAMES / FPS
-        count = min(self.windows, max(int(np.ceil(duration / length)), 1))
-        gap = max(duration - length, 0)
-        return [gap * (k + 0.5) / count for k in range(count)]
+    def windows_of(self, duration: float) -> int:
+        """How many windows of a video of `duration` seconds are averaged: at most enough to cover it."""
+        return min(self.windows, max(int(np.ceil(duration / WINDOW)), 1))
 
     def rank_one(self, path: Path, candidates: Prototypes) -> list[tuple[str, float]]:
         """The candidates for one video, best first, with scores that sum to 1.

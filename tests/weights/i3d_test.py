@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coco_jax import config as configs
 from coco_jax import presets, sharding, weights
-from coco_jax.data import video as videos
+from coco_jax.data.clip_reader import ClipReader
 from coco_jax.errors import UserError
 from coco_jax.models.i3d import I3D, MIXED, conv3d
 from coco_jax.sharding import path_of
@@ -146,15 +146,13 @@ def test_class_of_real_clips_is_first(tower, tensors):
     with (folder / "clips.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["kinetics400_label"]]
     assert len(rows) == 18
-    right = 0
+    config = configs.default()
+    presets.apply(config, "i3d")
+    config.data.update(sampling="dense", stride=0.04, crop=0.875)
+    reader, right = ClipReader(config, training=False), 0
     for row in rows:
         path = folder / row["file"]
-        info = videos.probe(path)
-        start = max(info.duration / 2 - 1.28, 0)
-        times = start + (np.arange(64) + 0.5) / 25
-        clip = videos.decode(path, times, short_side=256)
-        top, left = ((side - 224) // 2 for side in clip.shape[1:3])
-        clip = clip[:, top : top + 224, left : left + 224]
+        clip = reader.read(path)
         logits = (
             np.asarray(features_of(tower, clip[None].astype(np.float32) / 127.5 - 1))[0]
             @ classifier.kernel
