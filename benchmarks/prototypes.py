@@ -1,11 +1,13 @@
-"""Zero-shot accuracy on the class prototypes of I3D: which texts, and which regression, transfer best.
+"""Zero-shot accuracy on the class prototypes of I3D, for several texts and two regressions.
 
 python -m benchmarks.prototypes
 
-The 400 columns of I3D's classifier are prototypes of the Kinetics-400 actions. For split s,
-`numpy.random.RandomState(s).permutation(400)`, the first 300 actions are seen; each prototype of the
-other 100 is ranked among the 100 by its texts. All constants were chosen on actions held out of the seen
-ones of splits 0 to 7; the splits below were not used before.
+The 400 columns of I3D's classifier are prototypes of the Kinetics-400 actions. Split s permutes them
+with `numpy.random.RandomState(s).permutation(400)`: the first 300 are seen, the other 100 unseen. The
+regression from texts to prototypes is fitted on the seen actions. For each unseen action, its true
+prototype takes the place of a video, and the 100 unseen actions are ranked by their predicted
+prototypes. All constants were chosen on actions held out of the seen ones of splits 0 to 7; the default
+splits (200 to 215) were used for nothing else.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ TEXTS = {
     "label + definition": ("label", "definition"),
     "label + definition + captions": ("label", "definition", "captions"),
 }
-RIDGE = {1: 4.0, 2: 4.0, 3: 2.0}  # strength of linear ridge, by the number of blocks
+RIDGE = {1: 4.0, 2: 4.0, 3: 2.0}  # strength of the linear ridge regression, by the number of blocks
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -49,7 +51,7 @@ def kernel_ridge(new: Texts, seen: Texts, v_SF: np.ndarray, blocks: tuple[str, .
 
 
 def accuracy(scores_KK: np.ndarray) -> tuple[float, float]:
-    """Top-1 and top-5 of scores whose diagonal is right."""
+    """Top-1 and top-5; in row k, column k is the right action."""
     rank_K = (scores_KK > np.diag(scores_KK)[:, None]).sum(1)
     return float((rank_K < 1).mean()), float((rank_K < 5).mean())
 

@@ -1,4 +1,4 @@
-"""I3D, the inflated Inception network for video (arXiv 1705.07750): a tower with real weights."""
+"""I3D, the inflated Inception network for video (arXiv 1705.07750): a video tower."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -51,12 +51,12 @@ def conv3d(
 ) -> Float[Array, "B U V X D"]:
     """A 3-D convolution with SAME padding, computed as 2-D convolutions over frames.
 
-    XLA's CPU backend has fast 2-D convolutions only. The numbers are those of
-    `jax.lax.conv_general_dilated`, up to the order in which floats are added.
+    On CPUs, XLA's 3-D convolutions are slow and its 2-D convolutions are fast. The result equals that of
+    `jax.lax.conv_general_dilated` up to rounding.
 
     Args:
       x_BTHWC: the input.
-      kernel: of t frames; `1 1 1` kernels are matrix products.
+      kernel: covers t frames; a kernel of shape `1 1 1 C D` is applied as a matrix product.
       stride: in time, height and width.
     """
     frames, height, width, channels, out_channels = kernel.shape
@@ -83,7 +83,7 @@ def conv3d(
         return x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
 
     if channels * frames <= 64:
-        # The stem: few channels, so the frames under the kernel become channels of one convolution.
+        # The stem has few channels: stack the kernel's frames as channels of a single convolution.
         taps = [x_BPHWC[:, t : t + stride * (steps - 1) + 1 : stride] for t in range(frames)]
         kernel_hwED = jnp.moveaxis(kernel, 0, 2).reshape(height, width, -1, out_channels)
         out = convolve(fold(jnp.concatenate(taps, -1)), kernel_hwED)
@@ -160,9 +160,9 @@ class Mixed(nnx.Module):
 class I3D(nnx.Module):
     """I3D up to Mixed_5c: from a clip to one vector of 1,024 values.
 
-    Made for RGB in [-1, 1] at 25 frames a second, 224 x 224 pixels, 64 frames; at least 9 frames of
-    32 pixels work. Batch norm is folded into the convolutions: its statistics stay as published,
-    also when the tower is trained.
+    The published weights expect RGB in [-1, 1], 64 frames of 224 x 224 pixels at 25 frames per second;
+    inputs of at least 9 frames of 32 x 32 pixels also work. Batch norm is folded into the convolutions,
+    so its statistics stay as published even if the tower is trained.
     """
 
     def __init__(self, *, remat: bool = False, dtype: Any = None, rngs: nnx.Rngs):

