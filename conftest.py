@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("suite")
 ROOT = pathlib.Path(__file__).resolve().parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture of their module run in one worker, so that it is made once."""
     for item in items:

