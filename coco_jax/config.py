@@ -141,7 +141,8 @@ def default() -> ConfigDict:
     c.text.shuffle_descriptions = False  # control: gives each class another class's descriptions
 
     c.video_tower = ConfigDict()
-    c.video_tower.weights = ""  # a published checkpoint: a path, or hf:org/name (docs/towers.md)
+    # A published checkpoint: a path, hf:org/name, or package:NAME (docs/towers.md).
+    c.video_tower.weights = ""
     # all | lora | none: which parameters of the tower are trained. Projections, and temporal modules
     # added to a published tower, are always trained.
     c.video_tower.trainable = "all"
@@ -174,7 +175,7 @@ def default() -> ConfigDict:
     c.video_tower.std = (0.5, 0.5, 0.5)
 
     c.text_tower = ConfigDict()
-    c.text_tower.weights = ""  # a published checkpoint: a path, or hf:org/name
+    c.text_tower.weights = ""  # a published checkpoint, as above
     # all | lora | none, as for the video tower. With "none" every text is embedded once and its
     # features are cached under data.dir; each step draws text.descriptions of them for each class.
     c.text_tower.trainable = "all"
