@@ -23,18 +23,6 @@ hypothesis.settings.load_profile("suite")
 ROOT = pathlib.Path(__file__).resolve().parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module run in one worker, so that it is made once."""
-    for item in items:
-        definitions = item._fixtureinfo.name2fixturedefs
-        shared = sorted(
-            name for name, found in definitions.items() if found and found[-1].scope == "module"
-        )
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.name}:{shared[0]}"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> None:
     """All tests and their child processes share one compilation cache."""
