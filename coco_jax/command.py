@@ -168,6 +168,8 @@ def quiet() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # TensorFlow only reads and writes files here; without oneDNN it prints no banner about it.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # The traceback of a background thread; the error itself is raised in the main thread.
         logging.get_absl_logger().addFilter(
             lambda record: "_SignalingThread.run() raised" not in record.getMessage()

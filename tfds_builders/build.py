@@ -9,6 +9,7 @@ import difflib
 import importlib
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 from absl import flags
@@ -190,6 +191,10 @@ def command(argv: list[str]) -> None:
             f"--jpeg_fps={values.jpeg_fps}: must be above 0 and at most 120 frames per second"
         )
     writable_folder(pathlib.Path(values.data_dir), "--data_dir")
+    if not sys.stderr.isatty():  # in a log file each update of a progress bar would be a line
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
     options = {
         "max_broken": values.max_broken,
         "jpeg_side": values.jpeg_side,
