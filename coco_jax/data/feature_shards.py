@@ -20,6 +20,7 @@ import pathlib
 import re
 import secrets
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 import filelock
 import ml_dtypes
@@ -35,6 +36,14 @@ LOCK, PARTIAL = "lock", ".partial"
 OLD_FORMAT = ("features.npy", "digests.npy")
 LOCK_SECONDS = 60  # writing a shard takes a few seconds
 WRITES = 10  # of one file, if its temporary files are removed
+
+
+class Shard(NamedTuple):
+    """An open shard."""
+
+    name: str
+    digests_N: UInt64[np.ndarray, " N"]  # of the texts
+    features_NW: np.ndarray  # bfloat16, stored as uint16; memory-mapped
 
 
 def row_type(width: int) -> np.dtype:
@@ -77,8 +86,8 @@ def is_old_format(folder: pathlib.Path) -> bool:
     return any((folder / name).exists() for name in OLD_FORMAT)
 
 
-def read(path: pathlib.Path) -> np.ndarray | None:
-    """The rows of a shard, memory-mapped; None if the file is damaged or absent.
+def read(path: pathlib.Path) -> Shard | None:
+    """Opens a shard; None if the file is damaged or absent.
 
     Raises:
       UserError: the file cannot be read.
@@ -87,11 +96,12 @@ def read(path: pathlib.Path) -> np.ndarray | None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest()[:32] != hash_of(path.name):
                 return None
-        return np.load(path, mmap_mode="r")
+        rows_N = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); remove it") from error
+    return Shard(path.name, rows_N["digest"].copy(), rows_N["feature"])
 
 
 def prepare(folder: pathlib.Path, note: str) -> None:
@@ -153,7 +163,9 @@ def _list(folder: pathlib.Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); remove it") from error
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); check config.data.dir"
+        ) from error
 
 
 @contextlib.contextmanager

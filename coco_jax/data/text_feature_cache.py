@@ -47,16 +47,16 @@ class TextFeatureCache:
     """Features of texts, looked up by the text."""
 
     width: int
-    shards: Sequence[np.ndarray]  # memory-mapped rows; see feature_shards.row_type
+    shards: Sequence[feature_shards.Shard]
     starts_S: Int[np.ndarray, " S"]  # the number of rows before each shard
     digests_N: UInt64[np.ndarray, " N"]  # sorted
     order_N: Int[np.ndarray, " N"]  # the row of each of these digests
 
     @classmethod
-    def of(cls, shards: Sequence[np.ndarray], width: int) -> "TextFeatureCache":
+    def of(cls, shards: Sequence[feature_shards.Shard], width: int) -> "TextFeatureCache":
         """A cache with the rows of shards; of a text in several of them, the first row counts."""
-        sizes_S = np.array([len(rows_N) for rows_N in shards], np.int64)
-        digests_N = np.concatenate([np.zeros(0, np.uint64), *(x["digest"] for x in shards)])
+        sizes_S = np.array([len(shard.digests_N) for shard in shards], np.int64)
+        digests_N = np.concatenate([np.zeros(0, np.uint64), *(x.digests_N for x in shards)])
         order_N = np.argsort(digests_N, kind="stable")
         return cls(width, shards, np.cumsum(sizes_S) - sizes_S, digests_N[order_N], order_N)
 
@@ -78,7 +78,7 @@ class TextFeatureCache:
         for shard in np.unique(shard_X):
             at_Y = np.flatnonzero(shard_X == shard)
             local_Y = row_X[at_Y] - self.starts_S[shard]
-            found_XW[at_Y] = self.shards[shard]["feature"][local_Y]
+            found_XW[at_Y] = self.shards[shard].features_NW[local_Y]
         return found_XW.view(BFLOAT16).reshape(*rows.shape, self.width)
 
     def features(self, texts: Sequence[str]) -> np.ndarray:
@@ -200,7 +200,7 @@ class _View:
 
     def __init__(self, folder: pathlib.Path, width: int, processes: Processes):
         self.folder, self.width, self.processes = folder, width, processes
-        self.shards: dict[str, tuple[str, np.ndarray]] = {}  # name and rows, by hash
+        self.shards: dict[str, feature_shards.Shard] = {}  # by hash
         self.damaged: list[str] = []
         self.missing = 0
 
@@ -220,7 +220,9 @@ class _View:
             return [str(self.folder / name) for name in self.damaged]
 
         for path in sorted(set().union(*self._together(look))):
-            self._say(f"{path}: THE FILE IS DAMAGED; its texts are encoded again")
+            self._say(
+                f"{path}: THE FILE IS DAMAGED and is not used; missing texts are encoded again"
+            )
 
     def agree(self, task: str) -> TextFeatureCache:
         """The cache of all shards that every process has open, in the order of process 0.
@@ -228,7 +230,7 @@ class _View:
         Args:
           task: a hash of what a process needs; it has to be the same in all of them.
         """
-        order = sorted(self.shards, key=lambda x: feature_shards.place(self.shards[x][0]))
+        order = sorted(self.shards, key=lambda x: feature_shards.place(self.shards[x].name))
         wanted = self.processes.gather({"task": task, "shards": order})
         if any(want["task"] != task for want in wanted):
             raise UserError(
@@ -237,7 +239,7 @@ class _View:
             )
         everywhere = set(order).intersection(*(want["shards"] for want in wanted))
         chosen = [digest for digest in wanted[0]["shards"] if digest in everywhere]
-        return TextFeatureCache.of([self.shards[digest][1] for digest in chosen], self.width)
+        return TextFeatureCache.of([self.shards[digest] for digest in chosen], self.width)
 
     def prepare(self, missing: int, note: str) -> None:
         """Makes the folder, and prints how many texts will be encoded."""
@@ -263,10 +265,10 @@ class _View:
         """Opens a shard, unless it is open; False if it is damaged or absent."""
         digest = feature_shards.hash_of(name)
         if digest not in self.shards:
-            rows_N = feature_shards.read(self.folder / name)
-            if rows_N is None:
+            shard = feature_shards.read(self.folder / name)
+            if shard is None:
                 return False
-            self.shards[digest] = (name, rows_N)
+            self.shards[digest] = shard
         return True
 
     def _together(self, action: Callable[[], T], only_first: bool = False) -> list[T]:

@@ -46,8 +46,8 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
         # Always the same shape, so that the tower is compiled once.
         ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)
         ids_XL[: len(batch)] = task.tokenizer(batch)
-        features_XW = np.asarray(program.text_features(params, ids_XL))[: len(batch)]
-        return multihost.from_first_process(features_XW)
+        features_XW = np.asarray(program.text_features(params, ids_XL))
+        return multihost.from_first_process(features_XW)[: len(batch)]
 
     folder = pathlib.Path(config.data.dir) / "text_features" / cache_key(task, params)
     cache = text_feature_cache.fill(
