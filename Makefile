@@ -45,7 +45,7 @@ test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
-	$(BIN)/python -c "from coco_jax.recognition import pretrained as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
+	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
 
 docs: env  ## builds the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
