@@ -16,6 +16,7 @@ from coco_jax.data import starter
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 
 CLIPS = flags.DEFINE_string("clips", None, "Folder of the clips.", required=True)
+FORMER_TEMPERATURE = 0.03  # for comparison: it was set by hand
 WINDOWS = flags.DEFINE_integer("windows", 3, "Windows of each clip.")
 
 
@@ -70,13 +71,15 @@ def main(argv: list[str]) -> None:
     print(f"| {len(new)} not in Kinetics-400 | {among_new} |")
     print(f"| {len(corpus)}: the corpus and new names | {accuracy(scores(corpus), in_corpus)} |")
     right_N = own_NK.argmax(1) == np.arange(len(names))
-    share_NK = np.exp(own_NK / recognizer.temperature)
-    share_NK /= share_NK.sum(1, keepdims=True)
-    print(
-        f"scores of the {len(names)} actions: mean of the first {share_NK.max(1).mean():.3f}, expected "
-        f"calibration error {calibration_error(share_NK.max(1), right_N):.3f}, negative "
-        f"log-likelihood {-np.log(np.diag(share_NK)).mean():.3f}"
-    )
+    for temperature in (FORMER_TEMPERATURE, recognizer.temperature):
+        share_NK = np.exp(own_NK / temperature)
+        share_NK /= share_NK.sum(1, keepdims=True)
+        sure_N = share_NK.max(1)
+        print(
+            f"temperature {temperature}: accuracy {right_N.mean():.3f}, mean first score "
+            f"{sure_N.mean():.3f}, expected calibration error {calibration_error(sure_N, right_N):.3f}, "
+            f"negative log-likelihood {-np.log(np.diag(share_NK)).mean():.3f}"
+        )
     candidates = recognizer.embed_actions(names)
     logit_NK = video_NF @ candidates.v_KF.T - candidates.penalty_K
     for name, x_NK in (("logit", logit_NK), ("raw score", own_NK)):

@@ -53,12 +53,10 @@ class Recognizer(VideoRanker):
     program: Program
     params: Params
     training_data: str  # what the model was trained on
-    captions: Mapping[str, Sequence[str]] = dataclasses.field(
-        default_factory=dict
-    )  # of some actions
-    numbers: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of its evaluation, NUMBERS
+    # Captions of some actions, which were saved with the model.
+    captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    # NUMBERS of the evaluation of its run.
+    numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Recognizer":
@@ -75,17 +73,14 @@ class Recognizer(VideoRanker):
             raise UserError(f"{folder}: not a run (it has no config.json); {hint}")
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
-        tokenizer = load_tokenizer(
-            folder / "tokenizer.model", config.text.length, config.text.tokenizer_style
-        )
+        tokenizer = _tokenizer(folder / "tokenizer.model", config)
         _, params = restore_params(folder / "checkpoints", program.abstract)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
         result = folder / "result.json"
         measured = read_json(result) if result.is_file() else {}
-        numbers = {name: measured[name] for name in NUMBERS if name in measured}
-        return cls(config, tokenizer, program, params, config.data.name, numbers=numbers)
+        return cls(config, tokenizer, program, params, config.data.name, numbers=_numbers(measured))
 
     @classmethod
     def of_saved(cls, folder: pathlib.Path, settings: Mapping[str, Any]) -> "Recognizer":
@@ -104,21 +99,11 @@ class Recognizer(VideoRanker):
             texts, "captions", _are_captions, "lists of texts by action", folder / folders.TEXTS
         )
         config = load_stored(stored, str(where))
-        tokenizer = load_tokenizer(
-            folders.tokenizer_path(folder), config.text.length, config.text.tokenizer_style
-        )
-        rows = config.text.trained_vocabulary or config.text.vocabulary
-        if tokenizer.size > rows:
-            raise UserError(
-                f"{folder}: the tokenizer has {tokenizer.size} ids, and the text tower has {rows} "
-                "embeddings; get the folder again"
-            )
+        tokenizer = _tokenizer(folders.tokenizer_path(folder), config)
         program = make_predictor(config, folder)
         params = params_of(folders.read_arrays(folder, shapes_of(program)), program)
-        numbers = settings.get("numbers")
-        numbers = numbers if isinstance(numbers, dict) else {}
-        kept = {name: x for name, x in numbers.items() if name in NUMBERS and _is_short(x)}
-        return cls(config, tokenizer, program, params, trained_on, captions, kept)
+        numbers = _numbers(settings.get("numbers"))
+        return cls(config, tokenizer, program, params, trained_on, captions, numbers)
 
     def save(self, folder: Path, descriptions: Mapping[str, Sequence[str]] | None = None) -> None:
         """Writes a folder that `coco_jax.load` reads, to pass on; docs/predict.md lists its files.
@@ -224,9 +209,26 @@ def make_predictor(config: ConfigDict, folder: Path) -> Program:
     """
     if config.video_tower.kind == "features":
         raise UserError(f"{folder}: this model was trained on stored features, not on videos")
-    config.mesh.update(data=1, fsdp=1, tensor=1)
+    # A stranger's regular expressions are not needed: there is one device and no training.
+    config.mesh.update(data=1, fsdp=1, tensor=1, rules=())
     config.data.batch, config.data.cache = config.optimizer.microbatches, False
     return make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
+
+
+def _tokenizer(path: pathlib.Path, config: ConfigDict) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+      UserError: it is missing or damaged, or has other ids than the model was trained with.
+    """
+    text = config.text
+    tokenizer = load_tokenizer(path, text.length, text.tokenizer_style)
+    if tokenizer.size > text.vocabulary or text.trained_vocabulary not in (0, tokenizer.size):
+        raise UserError(
+            f"{path}: it has {tokenizer.size} ids, and the model was trained with "
+            f"{text.trained_vocabulary or f'at most {text.vocabulary}'}; put back the file of this model"
+        )
+    return tokenizer
 
 
 def shapes_of(program: Program) -> dict[str, tuple[int, ...]]:
@@ -250,8 +252,14 @@ def _are_captions(value: Any) -> bool:
     )
 
 
-def _is_short(value: Any) -> bool:
-    return isinstance(value, float) or type(value) is int or folders.is_line(value)
+def _numbers(stored: Any) -> dict[str, Any]:
+    """Those of NUMBERS that are in `stored`, as numbers or short texts."""
+    found = stored if isinstance(stored, dict) else {}
+    return {
+        name: found[name]
+        for name in NUMBERS
+        if type(found.get(name)) in (int, float) or folders.is_line(found.get(name))
+    }
 
 
 def _portable(config: ConfigDict) -> ConfigDict:
