@@ -26,6 +26,8 @@ def load(where: Path, towers: str | None) -> Recognizer | PretrainedRecognizer:
             f"{path}: no such folder; give the folder of a model or of a run, weights of published "
             "towers, or hf:org/name"
         )
+    if (path / "checkpoints").is_dir():  # of a run
+        return Recognizer.load(path)
     config = path / folders.CONFIG
     stored = folders.read_json(config, folders.CONFIG_LIMIT) if config.is_file() else {}
     if folders.is_model(stored):

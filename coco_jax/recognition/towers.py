@@ -76,8 +76,14 @@ def load_towers(where: str | None, name: str | None = None) -> Recognizer:
         tokenizer,
         program,
         params_of(arrays, program),
-        f"the image-text or video-text pairs of the published towers {where}",
+        f"the image-text or video-text pairs of the published towers {_short_name(where)}",
     )
+
+
+def _short_name(where: str) -> str:
+    """`hf:org/name`, or the last part of a path, with nothing that a terminal would interpret."""
+    name = where if where.startswith("hf:") else pathlib.Path(where).name
+    return "".join(filter(str.isprintable, name))[:200]
 
 
 def _without_fields(error: UserError) -> UserError:

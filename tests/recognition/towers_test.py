@@ -1,6 +1,7 @@
 """Published towers as recognisers: equality with `transformers`, and which towers a place has."""
 
 import json
+import shutil
 import string
 
 import numpy as np
@@ -108,9 +109,7 @@ def test_saved_towers_give_the_same_scores(folder, small_clip, tmp_path, video_p
     assert loaded.rank([video_path], ACTIONS) == recognizer.rank([video_path], ACTIONS)
     assert (tmp_path / "saved/tokenizer.json").is_file()
     assert loaded.training_data == recognizer.training_data
-    assert str(folder) not in (tmp_path / "saved/config.json").read_text().replace(
-        recognizer.training_data, ""
-    )
+    assert str(folder) not in (tmp_path / "saved/config.json").read_text()
 
 
 def test_command_ranks_with_published_towers(folder, small_clip, parse, capsys, video_path):
@@ -131,7 +130,6 @@ def test_command_ranks_with_published_towers(folder, small_clip, parse, capsys, 
         (["--model=/nowhere"], "no such folder"),
         (["--weights={folder}", "--threshold=default"], "nobody has measured one"),
         (["--weights={folder}", "--threshold=nan"], "neither a number nor"),
-        (["--weights={folder}", "--towers=clip_b32"], "weights=.* does not fit the video tower"),
     ],
 )
 def test_wrong_flags_are_an_error(folder, small_clip, parse, video_path, flags, message):
@@ -139,6 +137,19 @@ def test_wrong_flags_are_an_error(folder, small_clip, parse, video_path, flags, 
     parse(predict, *flags, f"--video={video_path}", "--actions=juggling,tai chi")
     with pytest.raises(UserError, match=message):
         predict.command([])
+
+
+def test_error_for_weights_that_do_not_fit_names_no_config_field_of_a_run(
+    folder, small_clip, tmp_path
+):
+    shutil.copytree(folder, tmp_path / "x")
+    stored = json.loads((folder / "config.json").read_text())
+    stored["vision_config"]["num_hidden_layers"] = 2
+    (tmp_path / "x/config.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        UserError, match=r"^weights=\S*x: this CLIP .* does not fit the video tower"
+    ):
+        coco_jax.load(tmp_path / "x")
 
 
 FAMILIES = {
