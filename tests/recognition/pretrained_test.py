@@ -13,6 +13,7 @@ import coco_jax
 from coco_jax.data import starter
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError
+from coco_jax.recognition import folder as folders
 from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 from tests.helpers import runs
@@ -164,6 +165,8 @@ WRONG = {
     "hubness": (10**400, "hubness must be"),
     "seen": (["no such action", "playing chess"], "seen must be"),
     "actions": (["twice", "twice"], "actions must be"),
+    "actions ": ([f"a {n}" for n in range(20_001)], "actions must be a list of at most 20,000"),
+    "actions  ": (["a", "b" + " " * 10**6 + "c"], "actions must be"),
 }
 
 
@@ -171,8 +174,9 @@ WRONG = {
 def test_saved_model_with_wrong_settings_is_an_error(saved, tmp_path, name):
     for file in saved.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    file = tmp_path / ("texts.json" if name in ("seen", "actions") else "config.json")
     value, message = WRONG[name]
+    name = name.strip()
+    file = tmp_path / ("texts.json" if name in ("seen", "actions") else "config.json")
     content = json.loads(file.read_text()) | {name: value}
     file.unlink()
     file.write_text(json.dumps(content))
@@ -188,6 +192,17 @@ def test_saved_model_with_fewer_classes_than_weights_is_an_error(saved, tmp_path
     (tmp_path / "texts.json").write_text(json.dumps(texts | {"seen": texts["seen"][:-1]}))
     with pytest.raises(UserError, match=r"'classifier/bias' has shape \(400,\).*needs \(399,\)"):
         coco_jax.load(tmp_path)
+
+
+def test_saved_model_with_huge_values_is_an_error(saved, monkeypatch):
+    """The regression would overflow."""
+    monkeypatch.setattr(
+        folders,
+        "read_arrays",
+        lambda folder, shapes: {n: np.broadcast_to(1e30, s) for n, s in shapes.items()},
+    )
+    with pytest.raises(UserError, match="has values above 1e"):
+        coco_jax.load(saved)
 
 
 def test_raw_scores_are_relative_to_the_fifth_best_action_of_the_corpus(recognizer):
