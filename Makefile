@@ -48,7 +48,7 @@ faults: env  ## kills, full disks, damaged files and races, in their full number
 	$(BIN)/python -m pytest -m faults
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
-	$(BIN)/python -c "from coco_jax.recognition import pretrained as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
+	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
 
 docs: env  ## builds the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -2,13 +2,15 @@
 
 python -m coco_jax.predict --video=a.mp4 --actions="juggling, rope skipping"
 
-Without --checkpoint it uses the pretrained recogniser (docs/pretrained.md).
+It uses the pretrained recogniser (docs/pretrained.md); with --model, a model that was trained or saved;
+with --towers, published towers such as CLIP (docs/towers.md).
 
 Exit codes: 0: all videos were ranked; 2: the command could not start; 3: some videos could not be read,
 and the output gives the reason for each.
 """
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -25,12 +27,25 @@ RENDERED = "motion_zsar"
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string(
-        "checkpoint",
+        "model",
         None,
-        "The folder of a run (it has config.json); without it, the pretrained model.",
+        "The folder of a model that was saved, or of a run; by default the pretrained model.",
+    )
+    flags.DEFINE_alias("checkpoint", "model")
+    flags.DEFINE_string("towers", None, "Published towers as they are: a preset such as clip_b32.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Of the published towers: a file, a folder, or hf:org/name; by default those of --towers.",
     )
     flags.DEFINE_integer(
         "windows", 3, "Of the pretrained model: at most so many windows of 2.56 s of each video."
+    )
+    flags.DEFINE_string(
+        "threshold",
+        None,
+        'Adds the row "none of these", first if all raw scores are below this number; "default" takes '
+        "the number that comes with the model.",
     )
     flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
     flags.DEFINE_string("actions", None, 'Candidate actions: "juggling, rope skipping".')
@@ -58,16 +73,13 @@ def command(argv: list[str]) -> None:
     actions = read_actions(values.actions, values.actions_file)
     descriptions = read_descriptions(values.descriptions) if values.descriptions else None
 
-    recognizer: Any
-    if values.checkpoint:
-        recognizer = coco_jax.load(values.checkpoint)
-    else:
-        recognizer = coco_jax.PretrainedRecognizer(values.windows)
+    recognizer = _load(values)
+    threshold = _threshold(values.threshold, recognizer.default_threshold)
     _print_training_data(recognizer.training_data)
     candidates = recognizer.embed_actions(actions, descriptions)
     rows: list[dict[str, Any]] = []
     failed = 0
-    for path, ranked in recognizer.rank_each(values.video, candidates):
+    for path, ranked in recognizer.rank_each(values.video, candidates, threshold):
         if isinstance(ranked, UserError):
             failed += 1
             rows.append({"video": path, "error": str(ranked)})
@@ -81,6 +93,47 @@ def command(argv: list[str]) -> None:
     if failed:
         print(f"{failed} of {len(rows)} videos could not be read", file=sys.stderr)
         sys.exit(SOME_FAILED)
+
+
+def _load(values: flags.FlagValues) -> Any:
+    """The recogniser that the flags name."""
+    if values.model and (values.towers or values.weights):
+        raise UserError("--model and --towers or --weights name two models; give one of them")
+    if values.windows < 1:
+        raise UserError(f"--windows={values.windows}: must be at least 1")
+    where = values.model or values.weights
+    recognizer: Any
+    if where or values.towers:
+        recognizer = coco_jax.load(where, values.towers)
+        if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
+            recognizer.windows = values.windows
+    else:
+        recognizer = coco_jax.PretrainedRecognizer(values.windows)
+    return recognizer
+
+
+def _threshold(given: str | None, default: float | None) -> float | None:
+    """The number that --threshold means.
+
+    Raises:
+      UserError: it is no number, or the model has no default.
+    """
+    if given is None:
+        return None
+    if given != "default":
+        try:
+            number = float(given)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"--threshold={given}: neither a number nor 'default'")
+        return number
+    if default is None:
+        raise UserError(
+            "--threshold=default: nobody has measured one for this model; give a number, chosen on "
+            "videos that are not those to be ranked"
+        )
+    return default
 
 
 def _print_row(row: dict[str, Any]) -> None:
