@@ -140,3 +140,23 @@ def test_command_without_a_run_names_the_action_of_a_real_clip(cache, tmp_path):
         assert sum(entry["score"] for entry in row["actions"]) == pytest.approx(1, abs=1e-4)
     for row, action in zip(rows[1:], real.values(), strict=True):
         assert row["actions"][0]["action"] == action
+
+
+def test_action_of_a_sample_video_is_recognised(recognizer, sample_videos):
+    """The candidates are those of `make demo`."""
+    actions = [
+        "jumping jacks",
+        "walking",
+        "somersaulting",
+        "crying",
+        "laughing",
+        "talking in a car",
+        "juggling",
+        "rope skipping",
+        "playing guitar",
+        "brushing teeth",
+        "cooking",
+        "dancing",
+    ]
+    (ranked,) = recognizer.rank([sample_videos[2]], actions)
+    assert ranked[0][0] == "talking in a car"
