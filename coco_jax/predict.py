@@ -9,15 +9,17 @@ Exit codes: 0: all videos were ranked; 2: the command could not start; 3: some v
 and the output gives the reason for each.
 """
 
+import importlib.util
 import json
 import math
+import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
 import coco_jax
-from coco_jax.command import run_command
+from coco_jax.command import run_command, writable_folder
 from coco_jax.errors import UserError
 
 SOME_FAILED = 3
@@ -48,6 +50,7 @@ def define_flags() -> None:
         "the number that comes with the model.",
     )
     flags.DEFINE_multi_string("video", [], "A video file; may be given several times.")
+    flags.DEFINE_bool("samples", False, "Also three sample videos, downloaded once (22 MB).")
     flags.DEFINE_string("actions", None, 'Candidate actions: "juggling, rope skipping".')
     flags.DEFINE_string(
         "actions_file",
@@ -60,6 +63,8 @@ def define_flags() -> None:
         "File of captions: JSON {action: [caption, ...]}, or CSV action,description.",
     )
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
+    flags.DEFINE_integer("top", None, "Print only so many actions of each video.", lower_bound=1)
+    flags.DEFINE_string("plot", None, "Draw frames and the best actions of each video: FILE.png.")
 
 
 def command(argv: list[str]) -> None:
@@ -68,28 +73,41 @@ def command(argv: list[str]) -> None:
     from coco_jax.recognition.inputs import read_actions, read_descriptions
 
     values = flags.FLAGS
-    if not values.video:
-        raise UserError("--video is missing; name one or more video files")
+    if not (values.video or values.samples):
+        raise UserError("--video is missing; name one or more video files, or give --samples")
+    if values.plot:
+        _check_plot(pathlib.Path(values.plot))
     actions = read_actions(values.actions, values.actions_file)
     descriptions = read_descriptions(values.descriptions) if values.descriptions else None
+    paths = list(values.video)
+    if values.samples:
+        from coco_jax.data import samples
+
+        paths += map(str, samples.fetch())
 
     recognizer = _load(values)
     threshold = _threshold(values.threshold, recognizer.default_threshold)
     _print_training_data(recognizer.training_data)
     candidates = recognizer.embed_actions(actions, descriptions)
     rows: list[dict[str, Any]] = []
+    drawn: list[tuple[str, list[tuple[str, float]]]] = []
     failed = 0
-    for path, ranked in recognizer.rank_each(values.video, candidates, threshold):
+    for path, ranked in recognizer.rank_each(paths, candidates, threshold):
         if isinstance(ranked, UserError):
             failed += 1
             rows.append({"video": path, "error": str(ranked)})
         else:
-            shares = [{"action": name, "score": score} for name, score in ranked]
+            shares = [{"action": name, "score": score} for name, score in ranked[: values.top]]
             rows.append({"video": path, "actions": shares})
+            drawn.append((path, ranked))
         if not values.json:
             _print_row(rows[-1])
     if values.json:
         print(json.dumps(rows, indent=2))
+    if values.plot and drawn:
+        from coco_jax.evaluation import plots
+
+        print(plots.recognised(drawn, pathlib.Path(values.plot)), file=sys.stderr)
     if failed:
         print(f"{failed} of {len(rows)} videos could not be read", file=sys.stderr)
         sys.exit(SOME_FAILED)
@@ -134,6 +152,19 @@ def _threshold(given: str | None, default: float | None) -> float | None:
             "videos that are not those to be ranked"
         )
     return default
+
+
+def _check_plot(path: pathlib.Path) -> None:
+    """Checks what can be checked before the videos are read.
+
+    Raises:
+      UserError: the file is not named .png, its folder is not writable, or matplotlib is missing.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise UserError(f"--plot={path}: give a file name that ends in .png")
+    if not importlib.util.find_spec("matplotlib"):
+        raise UserError("--plot needs matplotlib: pip install matplotlib")
+    writable_folder(path.parent, "--plot")
 
 
 def _print_row(row: dict[str, Any]) -> None:

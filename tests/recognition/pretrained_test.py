@@ -257,3 +257,20 @@ def test_command_without_a_run_names_the_action_of_a_real_clip(cache, tmp_path):
         assert sum(entry["score"] for entry in row["actions"]) == pytest.approx(1, abs=1e-4)
     for row, action in zip(rows[1:], real.values(), strict=True):
         assert row["actions"][0]["action"] == action
+
+
+def test_command_names_the_action_of_a_sample_video_and_draws_it(cache, sample_videos, tmp_path):
+    """The candidates are those of `make demo`."""
+    actions = (
+        "jumping jacks, walking, somersaulting, crying, laughing, talking in a car, juggling, "
+        "rope skipping, playing guitar, brushing teeth, cooking, dancing"
+    )
+    done = runs.call(
+        runs.sys.executable, "-m", "coco_jax.predict", f"--actions={actions}", "--top=3",
+        "--windows=1", f"--video={sample_videos[2]}", f"--plot={tmp_path / 'a.png'}", optimize=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    video, *found = done.stdout.splitlines()
+    assert video == str(sample_videos[2]) and len(found) == 3
+    assert found[0].endswith("%  talking in a car")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
