@@ -1,4 +1,4 @@
-"""Finds and reads checkpoint files (.safetensors, .npz); pickles raise an error."""
+"""Finds and reads checkpoint files (.safetensors, .npz, PE-Core's .pt); other pickles raise an error."""
 
 import json
 import pathlib
@@ -8,14 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from coco_jax.errors import UserError
-from coco_jax.weights import packages
+from coco_jax.weights import packages, torch_file
 
+# Pickles that are read, because their authors publish no other file: by an unpickler that runs no code.
+PE_CORE = tuple(
+    f"PE-Core-{size}.pt" for size in ("T16-384", "S16-384", "B16-224", "L14-336", "G14-448")
+)
 NAMES = (
     "model.safetensors",
     "open_clip_model.safetensors",
     "model.safetensors.index.json",
     "flax_lvt_base_f16r288_repeated.npz",
     "flax_lvt_large_f8r288_repeated.npz",
+    *PE_CORE,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -85,14 +90,15 @@ def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors file, its .index.json, or an .npz file, as float32.
+    """Reads the tensors of a .safetensors file, its .index.json, an .npz or PE-Core's .pt, as float32.
 
     Raises:
       UserError: the file is a pickle, is damaged, or contains NaN or infinity.
     """
     with open(path, "rb") as stream:
         head = stream.read(4)
-    if path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head):
+    is_pickle = path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head)
+    if is_pickle and path.name not in PE_CORE:
         target = path.with_suffix(".safetensors")
         raise UserError(
             f"{path}: a pickle, which can run arbitrary code when it is loaded; convert it if you trust "
@@ -105,7 +111,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         for part in _parts(path):
             tensors |= read(part)
         return tensors
-    if path.suffix == ".safetensors":
+    if is_pickle:
+        tensors = {name: _float32(x) for name, x in torch_file.read(path).items()}
+    elif path.suffix == ".safetensors":
         tensors = _safetensors(path)
     elif path.suffix == ".npz":
         tensors = _npz(path)
