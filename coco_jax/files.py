@@ -1,12 +1,19 @@
 """Reads files that other people or programs made: regular files only, of a bounded size."""
 
 import errno
+import json
 import os
 import pathlib
+import re
 import stat
-from typing import BinaryIO
+import struct
+from typing import IO, Any, BinaryIO
 
 LIMIT = 1 << 28  # bytes that `read_bytes` and `read_text` accept by default
+LIST_LIMIT = 32 << 20  # bytes of a list or JSON file: in memory it takes up to 40 times as much
+MAX_ZIP_DIRECTORY = 64 << 20  # bytes; about 600,000 members, which take 500 MB in memory
+_ZIP_TAIL = (1 << 16) + 200  # bytes of the end records of a .zip, with the longest comment
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -46,6 +53,47 @@ def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", limit: int 
       UnicodeDecodeError: it has another encoding.
     """
     return read_bytes(path, limit).decode(encoding)
+
+
+def parse_json(data: str | bytes) -> Any:
+    """Parses JSON text that others made.
+
+    Raises:
+      ValueError: it is not JSON, not UTF-8, nested too deeply, or has half a surrogate pair, which
+        cannot be printed or written.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    text = data if isinstance(data, str) else data.decode("latin-1")
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a surrogate pair, {error.object[error.start]!a}") from None
+    return value
+
+
+def check_zip_directory(stream: IO[bytes]) -> None:
+    """Checks that the list of members at the end of a .zip, which `zipfile` reads whole, is not huge.
+
+    Raises:
+      ValueError: it is.
+    """
+    stream.seek(max(stream.seek(0, os.SEEK_END) - _ZIP_TAIL, 0))
+    tail = stream.read(_ZIP_TAIL)
+    stream.seek(0)
+    for mark, form in ((b"PK\5\6", "<8xL"), (b"PK\6\6", "<36xQ")):  # the second one: zip64
+        for found in re.finditer(re.escape(mark), tail):
+            record = tail[found.end() :][: struct.calcsize(form)]
+            if len(record) < struct.calcsize(form):
+                continue
+            (size,) = struct.unpack(form, record)
+            if size > MAX_ZIP_DIRECTORY and size != 0xFFFFFFFF:  # that value refers to zip64
+                raise ValueError(
+                    f"a list of members of {size:,} bytes, more than {MAX_ZIP_DIRECTORY:,}"
+                )
 
 
 def check_tree(folder: pathlib.Path) -> int:

@@ -94,10 +94,10 @@ def open_builder(name: str, data_dir: str) -> Any:
             dataset, data_dir=data_dir, config=config or None
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise UserError(_missing(name, data_dir)) from error
+        raise UserError(*_missing(name, data_dir)) from error
 
 
-def _missing(name: str, data_dir: str) -> str:
+def _missing(name: str, data_dir: str) -> tuple[str, ...]:
     """The error for a missing dataset: one line, or five if files must be downloaded."""
     built = sorted(path.name for path in pathlib.Path(data_dir).glob("[!.]*") if path.is_dir())
     if name.partition("/")[0] not in REQUIREMENTS:
@@ -105,21 +105,21 @@ def _missing(name: str, data_dir: str) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return (
             f"dataset {name!r} does not exist; {hint}{data_dir} has {', '.join(built) or 'none'}, and "
-            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}"
+            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}",
         )
     command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
     files = requirement(name)
     if files is None:
         return (
             f"dataset {name!r} is not in {data_dir} (config.data.dir): build it with `{command}`; "
-            "`make data` builds the demo's"
+            "`make data` builds the demo's",
         )
     return (
-        f"dataset {name!r} is not in {data_dir} (config.data.dir).\n"
-        f"  Fetch: {files.fetch}\n"
-        f"  Size:  {files.size}\n"
-        f"  Put:   {files.put}\n"
-        f"  Build: {command} --manual_dir=FOLDER"
+        f"dataset {name!r} is not in {data_dir} (config.data.dir).",
+        f"  Fetch: {files.fetch}",
+        f"  Size:  {files.size}",
+        f"  Put:   {files.put}",
+        f"  Build: {command} --manual_dir=FOLDER",
     )
 
 

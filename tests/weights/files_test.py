@@ -1,6 +1,7 @@
 """Tests of reading checkpoint files, and of the error messages for files that cannot be used."""
 
 import json
+import shlex
 import struct
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_valid_checkpoint_loads_from_its_path_or_folder(path):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.safetensors"])
-def test_pickle_error_gives_a_working_conversion_command(tmp_path, name):
+def test_pickle_error_gives_a_working_conversion_command(tmp_path, name, monkeypatch):
     """A pickle is recognised by its name, and by its content if it is called .safetensors."""
     torch = pytest.importorskip("torch")
     tensors = {"embeddings.word_embeddings.weight": torch.ones(2, 3)}
@@ -77,7 +78,8 @@ def test_pickle_error_gives_a_working_conversion_command(tmp_path, name):
     if name == "model.safetensors":
         return  # torch itself does not read a pickle of that name
     # Run the command of the message.
-    code = message.split('python -c "')[1].rstrip('"')
+    code, arguments = message.split('python -c "')[1].split('" ')
+    monkeypatch.setattr("sys.argv", ["-c", *shlex.split(arguments)])
     exec(code)
     target = tmp_path / ("pytorch_model" if "py" in name else "model")
     converted = files.read(target.with_suffix(".safetensors"))
@@ -86,7 +88,7 @@ def test_pickle_error_gives_a_working_conversion_command(tmp_path, name):
 
 def test_npz_with_pickled_objects_raises_user_error(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.array([{"any": "code"}], dtype=object))
-    assert "pickled objects" in error_of(tmp_path / "x.npz")
+    assert "pickle" in error_of(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.999])
