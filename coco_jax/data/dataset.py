@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from coco_jax.data import action_names
 from coco_jax.data.requirements import REQUIREMENTS, requirement
 from coco_jax.errors import UserError
 
@@ -201,14 +202,16 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     """Joins two datasets, to train on `trained` and test on `tested` (protocol `cross`).
 
     The class splits are those of `tested`. In each of them, the seen classes are all classes that are
-    seen in some class split of `trained`. Classes with the same name in both datasets are not trained
-    on with `overlap="drop"`. With "keep", as in papers, they are, and the tested classes get a prefix
-    to make their names unique.
+    seen in some class split of `trained`. With `overlap="drop"`, classes of both datasets, in any
+    spelling (`action_names.normal`), are not trained on. With "keep", as in papers, they are, and the
+    tested classes get a prefix to make their names unique.
     """
-    shared = set(tested.classes) & set(trained.classes)
+    keys = {action_names.normal(name) for name in trained.classes}
+    shared = {name for name in tested.classes if action_names.normal(name) in keys}
     of_any = {name for split in trained.class_splits.values() for name in split["seen"]}
     if overlap == "drop":
-        of_any -= shared
+        dropped = {action_names.normal(name) for name in shared}
+        of_any = {name for name in of_any if action_names.normal(name) not in dropped}
     prefix = tested.name.partition("/")[0] + ": "
     key = {name: prefix + name if name in shared else name for name in tested.classes}
     seen = [name for name in trained.classes if name in of_any]

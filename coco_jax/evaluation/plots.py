@@ -12,6 +12,7 @@ from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import stored
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 STRIP_FRAMES = 6
 MAX_CLIPS = 16  # at most so many clips, one for each unseen class
@@ -35,8 +36,13 @@ def draw(
     try:
         written.append(strip(best, config, folder / "clips.png"))
     except UserError as error:
-        print(f"{folder}/clips.png is not drawn: {error}", file=sys.stderr)
+        print(printable(f"{folder}/clips.png is not drawn: {error}"), file=sys.stderr)
     return written
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib draws it: without control characters, and `$` begins no formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
@@ -47,7 +53,7 @@ def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
         axes = figure.add_subplot(1, len(runs), i + 1)
         shares = 100 * counts / counts.sum(1, keepdims=True)
         axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
-        names = run["unseen_classes"]
+        names = list(map(_plain, run["unseen_classes"]))
         if len(names) <= MAX_NAMES:
             axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
             axes.set_yticks(range(len(names)), names if i == 0 else [], fontsize=8)
@@ -77,13 +83,15 @@ def strip(run: dict[str, Any], config: ConfigDict, path: pathlib.Path) -> pathli
         )
         axes = figure.add_subplot(len(examples), 2, 2 * row + 1)
         axes.imshow(np.concatenate(frames, axis=1))
-        axes.set_title(example["action"], fontsize=9, loc="left")
+        axes.set_title(_plain(example["action"]), fontsize=9, loc="left")
         axes.axis("off")
         bars = figure.add_subplot(len(examples), 2, 2 * row + 2)
         top = example["top"][::-1]
         names = [guess["action"] for guess in top]
         colors = ["tab:green" if name == example["action"] else "tab:gray" for name in names]
-        bars.barh(names, [100 * guess.get("share", 0) for guess in top], color=colors)
+        bars.barh(
+            list(map(_plain, names)), [100 * guess.get("share", 0) for guess in top], color=colors
+        )
         bars.set_xlim(0, 100)
         bars.tick_params(labelsize=8)
         if row == len(examples) - 1:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,15 +21,28 @@ from coco_jax.recognition.ranking import Path, Ranking, VideoRanker
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
 
+BATCH = 256  # texts that are embedded at once
+LEAST = 8  # rows of the smallest arrays of candidates
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Embedded actions."""
+    """Embedded actions, padded with rows that `rank_one` drops (`padded_count`)."""
 
     names: tuple[str, ...]
     l_KD: jax.Array
     d_KMD: jax.Array | None
     mask_KM: np.ndarray | None
+
+
+def padded_count(count: int) -> int:
+    """The next power of two, at least `LEAST`: XLA compiles one program for each shape, and keeps it."""
+    return max(LEAST, 1 << (count - 1).bit_length())
+
+
+def _pad(x: np.ndarray, count: int) -> np.ndarray:
+    """Appends rows like the last one, up to `count` rows."""
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +72,8 @@ class Recognizer(VideoRanker):
             raise UserError(f"{folder}: this model was trained on stored features, not on videos")
         config.mesh.update(data=1, fsdp=1, tensor=1)
         config.data.batch, config.data.cache = config.optimizer.microbatches, False
+        if config.model.dtype == "float16" and jax.default_backend() == "cpu":
+            config.model.dtype = "float32"  # XLA has no attention in float16 for CPUs
         tokenizer = load_tokenizer(
             folder / "tokenizer.model", config.text.length, config.text.tokenizer_style
         )
@@ -94,7 +109,7 @@ class Recognizer(VideoRanker):
                 "write them in the language and script of the training texts"
             )
         ids_KPL = label_ids(self.tokenizer, actions, self.config.text.templates)
-        l_KD = self.program.embed_labels(self.params, ids_KPL)
+        l_KD = self._embed(self.program.embed_labels, ids_KPL)
         if descriptions is None:
             return Candidates(tuple(actions), l_KD, None, None)
         if not uses_descriptions(self.config):
@@ -103,10 +118,22 @@ class Recognizer(VideoRanker):
                 "them out, or load one trained as 'full' or 'label+desc'"
             )
         sampler = DescriptionSampler.of_tokens(descriptions, actions, self.tokenizer)
-        count = min(self.config.text.eval_descriptions, int(sampler.counts_K.max()))
+        count = min(self.config.text.eval_descriptions, padded_count(int(sampler.counts_K.max())))
         ids_KML, mask_KM = sampler.first(count)
-        d_KMD = self.program.embed_texts(self.params, ids_KML)
-        return Candidates(tuple(actions), l_KD, d_KMD, mask_KM)
+        d_KMD = self._embed(self.program.embed_texts, ids_KML)
+        return Candidates(tuple(actions), l_KD, d_KMD, _pad(mask_KM, len(d_KMD)))
+
+    def _embed(self, embed: Callable, ids_KXL: np.ndarray) -> jax.Array:
+        """Embeds texts in batches, with few different shapes; returns `padded_count` rows."""
+        count = padded_count(len(ids_KXL))
+        size = min(count, max(BATCH // ids_KXL.shape[1], 1))
+        size = 1 << (size.bit_length() - 1)  # a power of two divides `count`
+        padded_KXL = _pad(ids_KXL, -(-len(ids_KXL) // size) * size)
+        parts = [
+            np.asarray(embed(self.params, padded_KXL[start : start + size]))
+            for start in range(0, len(padded_KXL), size)
+        ]
+        return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
     def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
         """The unit vector of a video: the mean over `config.data.views` clips, as in evaluation.
@@ -133,9 +160,11 @@ class Recognizer(VideoRanker):
         v_1D = self.embed_video(path)[None]
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
         score_K = np.asarray(self.program.scores(self.params, v_1D, *features))[0]
+        score_K = score_K[: len(candidates.names)]
         if not np.isfinite(score_K).all():
             raise UserError("the model gives scores that are not finite; train it again")
-        tau = np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max)
-        share_K = np.asarray(jax.nn.softmax(score_K / tau))
+        tau = np.clip(np.exp(np.asarray(self.params["log_tau"])), model.tau_min, model.tau_max)
+        share_K = np.exp((score_K - score_K.max()) / tau)
+        share_K /= share_K.sum()
         order = np.argsort(-share_K, kind="stable")
         return [(candidates.names[i], float(share_K[i])) for i in order]

@@ -476,6 +476,18 @@ def annotations(
     return found
 
 
+def decoded(data: bytes, where: str) -> str:
+    """Decodes the text of a list; the error names the file.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); download the lists again") from error
+
+
 def _sha256(path: pathlib.Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

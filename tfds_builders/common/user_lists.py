@@ -22,7 +22,7 @@ LISTS = ("videos.csv", "splits.json", "unseen.txt")
 STORED_DIGEST = "lists.sha256"
 TEST_SHARE = 0.2  # fraction of the videos in split test, if videos.csv names no splits
 TRIALS = 3  # number of random class splits, without splits.json and unseen.txt
-MAX_BYTES = 128 << 20  # of videos.csv
+MAX_BYTES = 128 << 20  # of a list of videos
 MAX_ROWS = 2_000_000  # of videos.csv
 
 
@@ -113,7 +113,12 @@ def check_label(label: str, where: str) -> None:
         )
 
 
-def _text(path: pathlib.Path, limit: int = LIST_LIMIT) -> str:
+def read_list(path: pathlib.Path, limit: int = LIST_LIMIT) -> str:
+    """The text of a list of at most `limit` bytes.
+
+    Raises:
+      UserError: it cannot be read, is larger, not a regular file, or not UTF-8.
+    """
     try:
         return read_text(path, "utf-8-sig", limit)
     except OSError as error:
@@ -194,7 +199,7 @@ def class_splits(folder: pathlib.Path, classes: Sequence[str], dataset: str) -> 
     if path := given(folder, "splits.json"):
         splits = _read_splits(path)
     elif path := given(folder, "unseen.txt"):
-        unseen = [line.strip() for line in _text(path).splitlines() if line.strip()]
+        unseen = [line.strip() for line in read_list(path).splitlines() if line.strip()]
         seen = [name for name in classes if name not in set(unseen)]
         splits = {"1": {"seen": seen, "unseen": unseen}}
     elif len(classes) < 4:
@@ -224,7 +229,7 @@ def _read_splits(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
     try:
         splits = {
             str(name): {who: [str(c) for c in named] for who, named in split.items()}
-            for name, split in parse_json(_text(path)).items()
+            for name, split in parse_json(read_list(path)).items()
         }
         if not splits or any(not {"seen", "unseen"} <= split.keys() for split in splits.values()):
             raise ValueError("seen or unseen is missing")
@@ -256,7 +261,10 @@ def _check_disjoint(split: Mapping[str, Sequence[str]], where: str) -> None:
         raise UserError(f"{where}: seen or unseen is empty; give each at least one class")
     seen = {action_names.normal(name) or name: name for name in split["seen"]}
     for name in split["unseen"]:
-        if (same := seen.get(action_names.normal(name) or name)) is not None:
+        same = seen.get(action_names.normal(name) or name)
+        if same == name:
+            raise UserError(f"{where}: class {name!r} is both seen and unseen; list it once")
+        if same is not None:
             raise UserError(
                 f"{where}: {same!r} is seen and {name!r} is unseen, but they name the same action; put "
                 "both on one side, or their videos into one class"

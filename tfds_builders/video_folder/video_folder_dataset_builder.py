@@ -102,16 +102,15 @@ def find(folder: pathlib.Path) -> tuple[dict[str, user_lists.Row], list[str]]:
         for path in archives.files(folder):
             if path.suffix.lower() not in common.VIDEO_SUFFIXES:
                 continue
-            name = path.relative_to(folder)
-            split = name.parts[0] if name.parts[0] in ("train", "test") else ""
-            folders = name.parts[bool(split) : -1]
-            if not folders or not (label := folders[0].replace("_", " ").strip()):
-                outside.append(name.as_posix())
+            place = path.relative_to(folder)
+            name, folders = place.as_posix(), list(place.parts[:-1])
+            split = folders.pop(0) if folders[:1] in (["train"], ["test"]) else ""
+            label = folders[0].replace("_", " ").strip() if folders else ""
+            if not label:
+                outside.append(name)
                 continue
-            user_lists.check_label(
-                label, f"{folder / pathlib.Path(*name.parts[: 1 + bool(split)])}"
-            )
-            rows[name.as_posix()] = user_lists.Row(name.as_posix(), label, split)
+            user_lists.check_label(label, f"{folder}/{name}")
+            rows[name] = user_lists.Row(name, label, split)
     if not rows:
         found = f" in action folders ({len(outside)} elsewhere)" if outside else ""
         raise UserError(f"{folder}: no videos found{found}; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")

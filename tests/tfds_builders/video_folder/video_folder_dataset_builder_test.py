@@ -108,7 +108,7 @@ def test_class_splits_are_random_or_from_unseen_txt_or_splits_json(tmp_path):
         ({}, "seen or unseen is missing"),
         ([1], "write "),
         ({"1": {"seen": ["a"], "unseen": ["zebra"]}}, "unseen class 'zebra' has no video"),
-        ({"1": {"seen": ["a"], "unseen": ["a"]}}, "no class twice"),
+        ({"1": {"seen": ["a"], "unseen": ["a"]}}, "'a' is both seen and unseen"),
         ({"1": {"seen": [], "unseen": ["a"]}}, "seen or unseen is empty"),
     ],
 )
