@@ -21,9 +21,7 @@ NAMES = (
     "flax_lvt_large_f8r288_repeated.npz",
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_HEADER = (
-    32 << 20
-)  # bytes of the header of a .safetensors file, which has 100 bytes for each tensor
+MAX_HEADER = 8 << 20  # bytes of the header of a .safetensors, which has 100 bytes for each tensor
 _PART = re.compile(r"[^/\\\0]{1,240}\.safetensors")  # a file in the folder of an index
 
 
