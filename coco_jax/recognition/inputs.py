@@ -97,12 +97,13 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
     try:
         text = read_text(file, "utf-8-sig", LIST_LIMIT)
         if file.endswith(".csv"):
-            for row in csv.DictReader(io.StringIO(text, newline="")):
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            if missing := {"action", "description"} - set(table.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            for row in table:
                 captions.setdefault(row["action"], []).append(row["description"])
         else:
             captions = parse_json(text)
-    except KeyError as error:
-        raise UserError(f"--descriptions={file}: no column {error}; give {expected}") from error
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--descriptions={file}: {_reason(error)}; give {expected}") from error
     if not isinstance(captions, Mapping) or not all(
