@@ -5,6 +5,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ RAW_BFLOAT16 = np.dtype("V2")  # what numpy reads where bfloat16 was stored
 # The errors of zipfile and numpy for damaged or unsupported content. A header is at most 10 kB long.
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError,
-    TypeError, SyntaxError, RuntimeError, OverflowError, MemoryError, RecursionError,
+    TypeError, SyntaxError, tokenize.TokenError, RuntimeError, OverflowError, MemoryError,
+    RecursionError,
 )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def test_npz_and_npy_have_the_arrays_that_numpy_stored(tmp_path):
         (header("[1]"), "shape is not valid"),
         (header((2,), version=b"\x02\x00"), "version"),
         (header("-" * 9000 + "1"), "."),
+        (header("(" * 3000), "."),
         (b"\x93NUMPY\x01\x00\xff\xff", "EOF"),
         (b"garbage", "magic"),
         (b"", "EOF"),

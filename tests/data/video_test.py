@@ -373,5 +373,5 @@ def test_frames_that_grow_within_a_stream_are_an_error(monkeypatch):
     )
     assert len(videos.decode(small + large, None)) == 40
     monkeypatch.setattr(videos, "MAX_PIXELS", 9000)
-    with pytest.raises(videos.VideoError, match="of its frames cannot be decoded|not a video"):
+    with pytest.raises(videos.VideoError, match=r"of its frames cannot be decoded|not a video"):
         videos.decode(small + large, None)

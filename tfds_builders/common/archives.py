@@ -310,9 +310,12 @@ def _zip(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
 
 def _rar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
     # A path is preferred: given a stream, rarfile copies a solid archive to disk for every member.
-    with rarfile.RarFile(source) as archive:
+    # By default rarfile takes a damaged header for the end of the archive, and drops the later members.
+    with rarfile.RarFile(source, errors="strict") as archive:
         if archive.needs_password():
             _fail(budget.where, "encrypted", _EXTRACT)
+        if not archive.infolist():  # rarfile accepts noise after the first bytes
+            _fail(budget.where, "damaged, or empty", "download it again")
         for member in archive.infolist():
             if member.is_dir():
                 continue
