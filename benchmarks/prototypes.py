@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from coco_jax.data import starter
-from coco_jax.recognition import pretrained
+from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 
 SPLITS = flags.DEFINE_list("splits", [str(s) for s in range(200, 216)], "Class splits.")
@@ -64,7 +64,7 @@ def measure(
     classifier = i3d.classifier(tensors)
     row_of = {name: row for row, name in enumerate(starter.load())}
     rows = [row_of[starter.find(name) or ""] for name in classifier.classes]
-    texts = {block: x[rows] for block, x in pretrained.stored_features().items()}
+    texts = {block: x[rows] for block, x in parts.stored_features().items()}
     found = []
     for split in splits:
         order = np.random.RandomState(split).permutation(400)

@@ -4,6 +4,7 @@ import contextlib
 import lzma
 import math
 import os
+import pickle
 import struct
 import tokenize
 import zipfile
@@ -19,11 +20,11 @@ from coco_jax.files import check_zip_directory, open_regular
 MAX_BYTES, MAX_RATIO = 256 << 20, 20
 NUMBERS = "fiub"  # kinds of dtypes: float, int, unsigned int, bool
 RAW_BFLOAT16 = np.dtype("V2")  # what numpy reads where bfloat16 was stored
-# The errors of zipfile and numpy for damaged or unsupported content. A header is at most 10 kB long.
+# The errors of zipfile, pickle and numpy for damaged or unsupported content.
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, KeyError, ValueError,
-    TypeError, SyntaxError, tokenize.TokenError, RuntimeError, OverflowError, MemoryError,
-    RecursionError,
+    zipfile.BadZipFile, pickle.UnpicklingError, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    LookupError, ValueError, TypeError, AttributeError, SyntaxError, tokenize.TokenError, RuntimeError,
+    OverflowError, MemoryError, RecursionError,
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ class Npz(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         member = self._names[name]
-        with _damage_is_value_error():
+        with damage_is_value_error():
             with self._archive.open(member) as stream:
                 check_header(stream, self._archive.getinfo(member).file_size)
             with self._archive.open(member) as stream:
@@ -50,15 +51,15 @@ class Npz(Mapping[str, np.ndarray]):
 
 
 @contextlib.contextmanager
-def open_npz(path: str | os.PathLike[str]) -> Iterator[Npz]:
-    """Opens an .npz file; to read one of its arrays may raise the same errors.
+def open_zip(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    """Opens a .zip of arrays.
 
     Raises:
       OSError: it cannot be read, or is not a regular file.
-      ValueError: it is damaged, a decompression bomb, or has anything but numbers and strings.
+      ValueError: it is damaged or a decompression bomb.
     """
     with open_regular(path) as stream:
-        with _damage_is_value_error():
+        with damage_is_value_error():
             check_zip_directory(stream)
             archive = zipfile.ZipFile(stream)
         total = sum(info.file_size for info in archive.infolist())
@@ -67,6 +68,18 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[Npz]:
                 f"its arrays have {total:,} bytes, more than {MAX_BYTES:,} and more than {MAX_RATIO} "
                 "times the size of the file"
             )
+        yield archive
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike[str]) -> Iterator[Npz]:
+    """Opens an .npz file; to read one of its arrays may raise the same errors.
+
+    Raises:
+      OSError: it cannot be read, or is not a regular file.
+      ValueError: it is damaged, a decompression bomb, or has anything but numbers and strings.
+    """
+    with open_zip(path) as archive:
         yield Npz(archive)
 
 
@@ -77,7 +90,7 @@ def open_npy(path: str | os.PathLike[str]) -> np.ndarray:
       OSError: it cannot be read, or is not a regular file.
       ValueError: it is damaged, has no values, or has anything but numbers and strings.
     """
-    with open_regular(path) as stream, _damage_is_value_error():
+    with open_regular(path) as stream, damage_is_value_error():
         shape, fortran, dtype = check_header(stream, os.fstat(stream.fileno()).st_size)
         if 0 in shape:
             raise ValueError(f"an array of shape {shape} has no values")
@@ -131,7 +144,8 @@ def _kind(dtype: np.dtype) -> str:
 
 
 @contextlib.contextmanager
-def _damage_is_value_error() -> Iterator[None]:
+def damage_is_value_error() -> Iterator[None]:
+    """Turns the errors that damaged content causes in a with block into a `ValueError`."""
     try:
         yield
     except _DAMAGED as error:

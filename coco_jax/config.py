@@ -165,6 +165,10 @@ def default() -> ConfigDict:
     c.video_tower.temporal_depth = 2  # for temporal "blocks", "transformer" and "tokens"
     c.video_tower.auxiliary_depth = 0  # blocks over all tokens; for temporal "tokens"
     c.video_tower.pool = "cls"  # cls | map | wide_map | mean
+    c.video_tower.pool_heads = 0  # heads of pools "map" and "wide_map"; 0: `heads`
+    c.video_tower.pool_mlp_ratio = 0.0  # of the MLP of pool "map"; 0: `mlp_ratio`
+    c.video_tower.class_token = False  # a class token with the patches; pool "cls" always has it
+    c.video_tower.rope = False  # rotary positions as well, in attention within a frame, as in PE
     c.video_tower.activation = "gelu"  # gelu | gelu_tanh | quick_gelu | relu
     c.video_tower.dropout = 0.0
     c.video_tower.patch_bias = True
@@ -334,6 +338,8 @@ def _check_combinations(config: ConfigDict) -> None:
         "config.text.tokenizer_style='clip', or another pool": (
             config.text_tower.pool == "eos" and text.tokenizer_style != "clip"
         ),
+        "video_tower.rope: rotary positions need a multiple of 4 values in each head; change "
+        "config.video_tower.heads": video.rope and video.width % (4 * video.heads),
         "video_tower.pool: 'cls' pools one frame, and video_tower.temporal='tokens' pools all; set "
         "'map', 'wide_map' or 'mean'": video.temporal == "tokens" and video.pool == "cls",
         f"data.crop: {data.crop} is a share of the frame; at most 1": data.crop > 1,
@@ -362,6 +368,8 @@ def _check_divisible(config: ConfigDict) -> None:
             ("video_tower.frames", "video_tower.tubelet"),
             ("video_tower.width", "video_tower.heads"),
         ]
+        if config.video_tower.pool_heads:
+            pairs += [("video_tower.width", "video_tower.pool_heads")]
     for field, divisor in pairs:
         if get(config, field) % get(config, divisor):
             raise UserError(

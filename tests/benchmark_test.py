@@ -1,4 +1,4 @@
-"""The demo's claim, made small: descriptions of an unseen action are what lets a model name it."""
+"""The claim of `make motion`, made small: descriptions of an unseen action let a model name it."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ CHANCE = 1 / 6  # six validation classes
 
 
 def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_dir, tmp_path):
-    """The demo with half of its frames, for 200 steps; then the same model with the wrong texts."""
+    """configs/demo.py with half of the frames, for 200 steps; then the same with the wrong texts."""
     done = runs.call(
         *runs.command(
             runs.ROOT / "configs/demo.py", tmp_path, f"--config.data.dir={data_dir}",

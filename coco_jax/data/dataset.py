@@ -113,7 +113,7 @@ def _missing(name: str, data_dir: str) -> tuple[str, ...]:
     if files is None:
         return (
             f"dataset {name!r} is not in {data_dir} (config.data.dir): build it with `{command}`; "
-            "`make data` builds the demo's",
+            "`make data` builds motion_zsar",
         )
     return (
         f"dataset {name!r} is not in {data_dir} (config.data.dir).",

@@ -22,7 +22,8 @@ class VideoTower(nnx.Module):
 
     Frames are cut into patches, each `tubelet` frames long. `depth` spatial blocks mix the patches
     of one time step, `pool` reduces them to one vector, and `temporal` selects how the time steps
-    are mixed before their mean is taken. With `tubelet=1` the spatial part is a plain ViT.
+    are mixed before their mean is taken. With `tubelet=1` the spatial part is a plain ViT. With
+    `rope` its attention has rotary positions, in addition to the learned ones.
     With `temporal="tokens"` (VideoPrism) time is mixed separately at each patch position, then
     `auxiliary_depth` blocks mix all tokens, and `pool` reduces all of them to one vector.
     """
@@ -83,8 +84,9 @@ class VideoTower(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        has_cls = tower.pool == "cls"
-        tokens = (tower.size // tower.patch) ** 2 + has_cls
+        has_cls = tower.class_token or tower.pool == "cls"
+        side = tower.size // tower.patch
+        tokens = side**2 + has_cls
         self.cls = nnx.Param(normal(rngs.params(), (width,))) if has_cls else None
         self.position = nnx.Param(normal(rngs.params(), (tokens, width)))
         self.pre_norm = norm() if tower.pre_norm else None
@@ -94,14 +96,20 @@ class VideoTower(nnx.Module):
             ),
             "shift": lambda: TemporalShift(steps, width),
         }.get(tower.temporal)
-        self.spatial = Blocks(tower.depth, **block, lora=lora, mixer=mixer)
+        self.spatial = Blocks(
+            tower.depth,
+            **block,
+            lora=lora,
+            mixer=mixer,
+            rope=(side, has_cls) if tower.rope else None,
+        )
         self.norm = norm()
         self.map = nnx.data(None)
         if tower.pool in ("map", "wide_map"):
             self.map = AttentionPool(
                 width,
-                tower.heads,
-                tower.mlp_ratio,
+                tower.pool_heads or tower.heads,
+                tower.pool_mlp_ratio or tower.mlp_ratio,
                 activation=tower.activation,
                 epsilon=epsilon,
                 wide=tower.pool == "wide_map",

@@ -12,6 +12,7 @@ from coco_jax.config import uses_descriptions
 from coco_jax.data import text_feature_cache
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import Task
+from coco_jax.training import multihost
 from coco_jax.training.step import Params, Program
 
 BATCH = 1024  # texts in each call of the tower
@@ -24,7 +25,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
     those of classes that this run does not use, so that other runs find them.
 
     Raises:
-      UserError: the cache is damaged, or the disk is full.
+      UserError: the cache cannot be read or written, e.g. because the disk is full.
     """
     config = task.config
     if config.text_tower.trainable != "none":
@@ -45,12 +46,14 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
         # Always the same shape, so that the tower is compiled once.
         ids_XL = np.zeros((BATCH, task.tokenizer.length), np.int32)
         ids_XL[: len(batch)] = task.tokenizer(batch)
-        return np.asarray(program.text_features(params, ids_XL))[: len(batch)]
+        features_XW = np.asarray(program.text_features(params, ids_XL))
+        return multihost.from_first_process(features_XW)[: len(batch)]
 
     folder = pathlib.Path(config.data.dir) / "text_features" / cache_key(task, params)
     cache = text_feature_cache.fill(
-        folder, texts, encode, width, batch=BATCH, about={"corpus": config.text.corpus}
-    )
+        folder, texts, encode, width, batch=BATCH, about={"corpus": config.text.corpus},
+        processes=text_feature_cache.Processes(jax.process_index(), multihost.gather_json),
+    )  # fmt: skip
     features = {
         group: cache.features(prompts).reshape(-1, len(templates), width)
         for group, prompts in labels.items()

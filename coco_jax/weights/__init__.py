@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
-from coco_jax.weights import bert, clip, files, i3d, siglip, videoprism
+from coco_jax.weights import bert, clip, files, i3d, pe, siglip, videoprism
 from coco_jax.weights.table import Family, family_of, fill
 
 FAMILIES: tuple[Family, ...] = (
+    pe.META,  # before CLIP, whose tensors it has as well
+    pe.OPEN_CLIP,
     clip.HUGGING_FACE,
     clip.OPEN_CLIP,
     siglip.HUGGING_FACE,

@@ -1,4 +1,4 @@
-"""Finds and reads checkpoint files (.safetensors, .npz); pickles raise an error."""
+"""Finds and reads checkpoint files (.safetensors, .npz, PE-Core's .pt); other pickles raise an error."""
 
 import pathlib
 import re
@@ -11,14 +11,19 @@ import numpy as np
 from coco_jax import arrays
 from coco_jax.errors import UserError
 from coco_jax.files import LIST_LIMIT, check_zip_directory, open_regular, parse_json, read_bytes
-from coco_jax.weights import packages
+from coco_jax.weights import packages, torch_file
 
+# Pickles that are read, because their authors publish no other file: by an unpickler that runs no code.
+PE_CORE = tuple(
+    f"PE-Core-{size}.pt" for size in ("T16-384", "S16-384", "B16-224", "L14-336", "G14-448")
+)
 NAMES = (
     "model.safetensors",
     "open_clip_model.safetensors",
     "model.safetensors.index.json",
     "flax_lvt_base_f16r288_repeated.npz",
     "flax_lvt_large_f8r288_repeated.npz",
+    *PE_CORE,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER = 8 << 20  # bytes of the header of a .safetensors, which has 100 bytes for each tensor
@@ -89,7 +94,7 @@ def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors file, its .index.json, or an .npz file, as float32.
+    """Reads the tensors of a .safetensors file, its .index.json, an .npz or PE-Core's .pt, as float32.
 
     Raises:
       UserError: the file is a pickle, is damaged, is a decompression bomb, or contains anything but
@@ -100,7 +105,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             head = stream.read(8)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
-    if path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head):
+    is_pickle = path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head)
+    if is_pickle and path.name not in PE_CORE:
         target = path.with_suffix(".safetensors")
         raise UserError(
             f"{path}: a pickle, which can run arbitrary code when it is loaded; convert it if you trust "
@@ -113,7 +119,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         for part in _parts(path):
             tensors |= read(part)
         return tensors
-    if path.suffix == ".safetensors":
+    if is_pickle:
+        tensors = {name: arrays.to_float32(x) for name, x in torch_file.read(path).items()}
+    elif path.suffix == ".safetensors":
         tensors = _safetensors(path, int.from_bytes(head, "little"))
     elif path.suffix == ".npz":
         tensors = _npz(path)

@@ -62,7 +62,7 @@ def test_scores_equal_those_of_the_evaluation(recognizer, data_dir, tmp_path, sa
 def test_many_different_numbers_of_candidates_need_few_programs_and_have_the_same_scores(
     recognizer, video_path, monkeypatch
 ):
-    """Reference: the scores without padding and batches. 40 numbers of actions, 1 to 40 captions."""
+    """Reference: the scores without padding and batches. 40 numbers of actions, some with captions."""
     monkeypatch.setattr("coco_jax.recognition.recognizer.BATCH", 64)
     program, params = recognizer.program, recognizer.params
     actions = [f"{verb} {noun}" for verb in ("run", "hop", "spin") for noun in range(20)]
@@ -74,13 +74,14 @@ def test_many_different_numbers_of_candidates_need_few_programs_and_have_the_sam
     for count in range(1, 41):
         named = actions[:count]
         captions = {name: [f"someone {name} {n}" for n in range(count)] for name in named}
-        for described in (None, captions):
+        for described in (None, captions) if count in (7, 33) else (None,):
             candidates = recognizer.embed_actions(named, described)
             ranked[count, bool(described)] = dict(recognizer.rank_one(video_path, candidates))
     added = [function._cache_size() - size for function, size in zip(jitted, before, strict=True)]
-    assert max(added) <= 8, added  # 8, 16, 32, 64 candidates, with and without captions
+    # 8, 16, 32 or 64 candidates, with and without captions; without padding there would be 40.
+    assert max(added) <= 8, added
     tau = float(np.exp(params["log_tau"]))
-    for count in (1, 7, 33):
+    for count in (7, 33):
         named = actions[:count]
         l_KD = program.embed_labels(
             params, label_ids(recognizer.tokenizer, named, recognizer.config.text.templates)
