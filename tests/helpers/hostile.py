@@ -575,6 +575,104 @@ def malicious_pickle(rng, place, secret):
     return written(place / name, data)
 
 
+@recipe("weights")
+def odd_torch_file(rng, place, secret):
+    """The name of a file that is read although it is a pickle."""
+    storage = ("storage", TorchName("torch", "FloatStorage"), "0", "cpu", 4)
+    rebuild = TorchName("torch._utils", "_rebuild_tensor_v2")
+    shape, strides = rng.choice(
+        (((1 << 40,), (0,)), ((4,), (1 << 60,)), ((-1,), (1,)), ((9,), (1,)))
+    )
+    trees = (
+        {"a": Rebuilt(rebuild, (Stored(storage), 0, shape, strides))},
+        {f"{n}": Rebuilt(rebuild, (Stored(storage), 0, (1 << 20,), (0,))) for n in range(99)},
+        {"a": Attack(str(secret / "executed"))},
+        {"a": 7},
+        Rebuilt(TorchName("collections", "OrderedDict"), ([("a", 7)],), {"get": 7, "items": 7}),
+        [[]],
+    )
+    stored = io.BytesIO()
+    TorchPickler(stored, protocol=2).dump(rng.choice(trees))
+    name = place / "PE-Core-T16-384.pt"
+    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", stored.getvalue())
+        archive.writestr("archive/data/0", bytes(16))
+    return name
+
+
+class TorchName(NamedTuple):
+    """A name in a module, which is pickled as such without the module."""
+
+    module: str
+    name: str
+
+
+class Stored(NamedTuple):
+    """What torch pickles in place of the values of a tensor."""
+
+    pid: tuple
+
+
+class Rebuilt(NamedTuple):
+    """A call in a pickle, and the attributes of its result."""
+
+    function: TorchName
+    arguments: tuple
+    state: dict | None = None
+
+
+class TorchPickler(pickle._Pickler):  # in Python: the other one has no hooks for names
+    """Writes pickles as torch does, or as torch never would."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, TorchName):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Rebuilt):
+            self.save(obj.function)
+            self.save(obj.arguments)
+            self.write(pickle.REDUCE)
+            if obj.state is not None:
+                self.save(obj.state)
+                self.write(pickle.BUILD)
+        else:
+            super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj):
+        return obj.pid if isinstance(obj, Stored) else None
+
+
+# --- Folders of models
+
+
+@recipe("model")
+def odd_model(rng, place, secret):
+    texts = (
+        "[" * 100_000, "[]", "null", "{", "\xff", '{"format": "\\ud800"}', '{"format": []}',
+        '{"format": "coco_jax model", "format_version": 1e999}',
+        '{"format": "coco_jax model", "format_version": 1, "kind": "\\u001b[2J"}',
+        '{"format": "coco_jax model", "format_version": 1, "kind": "coco", "config": {"a": 1}}',
+        '{"format": "coco_jax model", "format_version": 1, "kind": "pretrained"}',
+        '{"model_type": "\\u001b[2J"}', '{"model_type": "clip", "vision_config": 7}', "{}",
+    )  # fmt: skip
+    written(place / "config.json", rng.choice(texts).encode("latin-1"))
+    return place
+
+
+@recipe("model")
+def model_of_fifos(rng, place, secret):
+    names = ["config.json", "model.safetensors", "texts.json", "tokenizer.json", "tokenizer.model"]
+    for name in rng.sample(names, 3):
+        os.mkfifo(place / name)
+    return place
+
+
+@recipe("model")
+def huge_model(rng, place, secret):
+    for name in ("config.json", "texts.json", "tokenizer.json", "model.safetensors"):
+        sparse(place / name, 1 << 40, b'{"format": "coco_jax model", "a": "')
+    return place
+
+
 # --- Features
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+import coco_jax
 from coco_jax import predict, weights
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError, reported
@@ -40,18 +41,25 @@ class Outcome(NamedTuple):
     megabytes: float  # the largest resident memory of this process, or of a child, so far
 
 
+class Candidates(NamedTuple):
+    """The names of actions."""
+
+    names: tuple[str, ...]
+
+
 class Decoder(VideoRanker):
     """Reads videos as recognisers do, and gives all actions the same score."""
 
     training_data = "nothing"
+    temperature = 1.0
 
     def embed_actions(self, actions, descriptions=None):
         check_actions(actions)
-        return actions
+        return Candidates(tuple(actions))
 
-    def rank_one(self, path, candidates):
+    def raw_scores(self, path, candidates):
         videos.decode(path, lambda info: np.linspace(0, info.duration, 16), short_side=64)
-        return [(name, 1 / len(candidates)) for name in candidates]
+        return np.zeros(len(candidates.names))
 
 
 def run(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] | None) -> Outcome:
@@ -99,6 +107,8 @@ def _use(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] |
             tensors = files.read(path)
             with contextlib.suppress(UserError):  # not an error of reading
                 family_of(tensors, weights.FAMILIES, case.path)
+        case "model":
+            coco_jax.load(case.path)
         case "archive":
             from tfds_builders.common import archives
 
@@ -114,8 +124,9 @@ def _use(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] |
 
 def _predict(recognizer: Any, **values: Any) -> None:
     settings: dict[str, Any] = {
-        "video": [], "actions": None, "actions_file": None, "descriptions": None, "json": False,
-        "checkpoint": "RUN",
+        "model": "RUN", "towers": None, "weights": None, "threshold": None, "samples": False,
+        "actions": None, "actions_file": None, "descriptions": None, "json": False, "top": None,
+        "plot": None,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         good = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".gif"))
@@ -125,7 +136,7 @@ def _predict(recognizer: Any, **values: Any) -> None:
             setattr(flags.FLAGS, name, value)
         before = predict.coco_jax.load
         stack.callback(setattr, predict.coco_jax, "load", before)
-        predict.coco_jax.load = lambda folder: recognizer  # type: ignore[assignment]
+        predict.coco_jax.load = lambda *_: recognizer  # type: ignore[assignment]
         predict.command([])
 
 
