@@ -81,7 +81,7 @@ def test_class_split_with_a_class_both_seen_and_unseen_is_an_error(fake):
         splits.make_plan(leaky, config())
 
 
-def test_one_unseen_class_is_remarked_in_one_line(fake, capsys):
+def test_one_unseen_class_is_reported_in_one_line(fake, capsys):
     one = dataclasses.replace(fake, class_splits={"1": {"seen": list("abc"), "unseen": ["f"]}})
     splits.make_plan(fake, config())
     assert not capsys.readouterr().err

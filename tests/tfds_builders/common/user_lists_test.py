@@ -54,7 +54,7 @@ def test_names_without_letters_are_compared_as_they_are(tmp_path):
     assert splits(tmp_path, ["!!", "??"])["1"]["seen"] == ["!!"]
 
 
-def test_one_unseen_class_is_remarked_in_one_line(tmp_path, capsys):
+def test_one_unseen_class_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "unseen.txt").write_text("run\n")
     assert splits(tmp_path)["1"]["unseen"] == ["run"]
     (line,) = capsys.readouterr().err.splitlines()
