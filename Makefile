@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
-.PHONY: help env starter_features lock data demo ablation test lint docs clean
+.PHONY: help env starter_features lock data demo ablation test faults lint docs clean
 
 help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -43,6 +43,9 @@ $(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
 
 test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
 	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
+
+faults: env  ## many killed runs, flipped bits and full disks (slow)
+	$(BIN)/python -m pytest -m faults
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
 	$(BIN)/python -c "from coco_jax.recognition import pretrained as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"

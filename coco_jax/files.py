@@ -1,0 +1,70 @@
+"""Reads files that other people or programs made: regular files only, of a bounded size."""
+
+import errno
+import os
+import pathlib
+import stat
+from typing import BinaryIO
+
+LIMIT = 1 << 28  # bytes that `read_bytes` and `read_text` accept by default
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    Opening a FIFO waits for its writer, and reading a device may never end.
+
+    Raises:
+      OSError: the file cannot be opened, or is not a regular file.
+    """
+    # With O_NONBLOCK the opening of a FIFO does not wait. It has no effect on regular files.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+      OSError: it cannot be read, is not a regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", os.fspath(path))
+    return content
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8", limit: int = LIMIT) -> str:
+    """The content of a regular text file of at most `limit` bytes; line ends stay as they are.
+
+    Raises:
+      OSError: it cannot be read, is not a regular file, or is larger.
+      UnicodeDecodeError: it has another encoding.
+    """
+    return read_bytes(path, limit).decode(encoding)
+
+
+def check_tree(folder: pathlib.Path) -> int:
+    """Checks that a folder has only regular files and folders, for libraries that open them all.
+
+    Returns:
+      The number of bytes in all files.
+
+    Raises:
+      OSError: it has something else, e.g. a FIFO, or cannot be read.
+    """
+    size = 0
+    for path in folder.rglob("*"):
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise _not_regular(path)
+        size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size
+
+
+def _not_regular(path: str | os.PathLike[str]) -> OSError:
+    return OSError(errno.EINVAL, "not a regular file", os.fspath(path))
