@@ -67,7 +67,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "text.descriptions": SIZE,
     "text.eval_descriptions": SIZE,
     "text.length": (1, 4_096),
-    "text.vocabulary": (1, 2**22),
+    "text.vocabulary": (4, 2**22),
     "text.trained_vocabulary": (0, 2**22),
     "video_tower.feature_dim": (1, 2**20),
     "video_tower.frames": (1, 4_096),

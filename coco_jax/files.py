@@ -59,7 +59,10 @@ def check_tree(folder: pathlib.Path) -> int:
     """
     size = 0
     for path in folder.rglob("*"):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another process has just removed it
+            continue
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise _not_regular(path)
         size += status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -7,6 +7,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from coco_jax import files
 from coco_jax.command import run_command, writable_folder
 from coco_jax.config import FREE, changes
 from coco_jax.errors import UserError, reported
@@ -65,7 +66,7 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     if given or not results.exists():
         return workdir
     try:
-        stored = json.loads(results.read_text())["config"]
+        stored = json.loads(files.read_text(results))["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results}: cannot be read ({error}); remove it") from error
     # A single run does not depend on the sweep, but results.json does.

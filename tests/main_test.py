@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -149,15 +148,9 @@ def uninterrupted(tmp_path_factory, data_dir):
     return config, folder / "run"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start_two(config, workdir, *flags):
     """Two processes of one run, each with two devices."""
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{runs.free_port()}"
     flags = (*flags, f"--coordinator={address}", "--processes=2")
     return [
         subprocess.Popen(

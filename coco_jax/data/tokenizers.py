@@ -14,6 +14,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
+from coco_jax import files
 from coco_jax.errors import UserError
 from coco_jax.weights.files import locate
 
@@ -24,6 +25,14 @@ class Tokenizer:
     """Encodes a lower-cased text as `length` ids: pieces, an end mark, then padding (0)."""
 
     def __init__(self, model: bytes, length: int):
+        """Reads the bytes of a sentencepiece model.
+
+        Raises:
+          ValueError: there are none.
+          RuntimeError: they are not a sentencepiece model.
+        """
+        if not model:
+            raise ValueError("the file is empty")
         self.model, self.length = model, length
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -229,7 +238,7 @@ def load_tokenizer(path: pathlib.Path, length: int, style: str = "own") -> Token
       UserError: the file is missing or damaged.
     """
     try:
-        model = path.read_bytes()
+        model = files.read_bytes(path)
         return (
             Tokenizer(model, length) if style == "own" else PublishedTokenizer(model, length, style)
         )

@@ -71,7 +71,7 @@ def run(
     program = make_program(config, sharding.make_mesh(config))
     is_first = jax.process_index() == 0
     if mode == "evaluate":
-        step, params = restore_params(folder / "checkpoints", program.abstract)
+        step, params = restore_params(folder / "checkpoints", program)
         if step != config.optimizer.steps:
             raise UserError(
                 f"{folder}: training stopped at step {step} of {config.optimizer.steps}; finish it "

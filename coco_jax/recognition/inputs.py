@@ -2,10 +2,11 @@
 
 import collections
 import csv
+import io
 import json
-import pathlib
 from collections.abc import Sequence
 
+from coco_jax import files
 from coco_jax.errors import UserError
 
 
@@ -49,8 +50,8 @@ def read_actions(listed: str | None, file: str | None) -> list[str]:
 
 def _read_actions_file(file: str) -> list[str]:
     try:
-        text = pathlib.Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(file, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UserError(f"--actions_file={file}: {error}; give a UTF-8 text file") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     columns = next(csv.reader(lines[:1]), [])
@@ -74,15 +75,15 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
     expected = "JSON {action: [caption, ...]} or CSV with the columns action,description"
     captions: dict[str, list[str]] = {}
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            if file.endswith(".csv"):
-                for row in csv.DictReader(stream):
-                    captions.setdefault(row["action"], []).append(row["description"])
-            else:
-                captions = json.load(stream)
+        text = files.read_text(file, encoding="utf-8-sig")
+        if file.endswith(".csv"):
+            for row in csv.DictReader(io.StringIO(text, newline="")):
+                captions.setdefault(row["action"], []).append(row["description"])
+        else:
+            captions = json.loads(text)
     except KeyError as error:
         raise UserError(f"--descriptions={file}: no column {error}; give {expected}") from error
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise UserError(f"--descriptions={file}: {error}; give {expected}") from error
     if not isinstance(captions, dict) or not all(
         isinstance(texts, list) and all(isinstance(text, str) for text in texts)

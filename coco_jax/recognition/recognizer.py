@@ -57,13 +57,21 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         if config.video_tower.kind == "features":
             raise UserError(f"{folder}: this model was trained on stored features, not on videos")
-        config.mesh.update(data=1, fsdp=1, tensor=1)
+        # A stranger's regular expressions are not needed: there is one device and no training.
+        config.mesh.update(data=1, fsdp=1, tensor=1, rules=())
         config.data.batch, config.data.cache = config.optimizer.microbatches, False
         tokenizer = load_tokenizer(
             folder / "tokenizer.model", config.text.length, config.text.tokenizer_style
         )
+        rows = config.text.vocabulary
+        if tokenizer.size > rows or config.text.trained_vocabulary not in (0, tokenizer.size):
+            raise UserError(
+                f"{folder / 'tokenizer.model'}: it has {tokenizer.size} ids, and the model was trained "
+                f"with {config.text.trained_vocabulary or f'at most {rows}'}; put back the file of this "
+                "run"
+            )
         program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
-        _, params = restore_params(folder / "checkpoints", program.abstract)
+        _, params = restore_params(folder / "checkpoints", program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
@@ -133,9 +141,9 @@ class Recognizer(VideoRanker):
         v_1D = self.embed_video(path)[None]
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
         score_K = np.asarray(self.program.scores(self.params, v_1D, *features))[0]
-        if not np.isfinite(score_K).all():
-            raise UserError("the model gives scores that are not finite; train it again")
         tau = np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max)
         share_K = np.asarray(jax.nn.softmax(score_K / tau))
+        if not np.isfinite(share_K).all():
+            raise UserError("the model gives scores that are not finite; train it again")
         order = np.argsort(-share_K, kind="stable")
         return [(candidates.names[i], float(share_K[i])) for i in order]

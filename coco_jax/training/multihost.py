@@ -2,16 +2,22 @@
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
+LAST_SECONDS = 3  # that process 0 gives the others to report the same error
 # Words in error messages that mean another process is gone.
 PEER_FAILURE = re.compile(
     r"gloo|nccl|heartbeat|coordination service|unavailable|connection (reset|closed|refused)|barrier"
@@ -72,6 +78,24 @@ def _start_watcher() -> None:
     expected_end.callback(report_expected_end)
 
 
+def gather_json(value: Any) -> list[Any]:
+    """The JSON values of all processes, by index of the process. A collective."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes_P = multihost_utils.process_allgather(np.array(len(data)))
+    # A multiple of 4 KiB, so that few shapes are compiled.
+    padded = np.zeros(-(-sizes_P.max() // 4096) * 4096, np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes_P, strict=True)]
+
+
+def from_first_process(x: np.ndarray) -> np.ndarray:
+    """The array of process 0, in all processes; shapes have to be equal. A collective."""
+    return x if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(x))
+
+
 @contextlib.contextmanager
 def stop_all_on_failure(program: str) -> Iterator[None]:
     """In a run of several processes, prints an exception of the block and exits at once.
@@ -107,5 +131,8 @@ def stop_all_on_failure(program: str) -> Iterator[None]:
             traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    if jax.process_index() == 0:
+        # It runs the coordination service, without which JAX aborts the others.
+        time.sleep(LAST_SECONDS)
     expected_end.close()
     os._exit(code)

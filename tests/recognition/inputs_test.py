@@ -1,6 +1,7 @@
 """Reading candidate actions and descriptions."""
 
 import json
+import os
 
 import pytest
 
@@ -66,3 +67,16 @@ def test_invalid_descriptions_are_an_error_with_the_file(tmp_path, name, content
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=rf"--descriptions=.*{name}"):
         inputs.read_descriptions(str(tmp_path / name))
+
+
+def test_fifo_is_an_error_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for read in (lambda file: inputs.read_actions(None, file), inputs.read_descriptions):
+        with pytest.raises(UserError, match="not a regular file"):
+            read(str(tmp_path / "fifo"))
+
+
+def test_deeply_nested_descriptions_are_an_error(tmp_path):
+    (tmp_path / "d.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"--descriptions=.*d.json: maximum recursion"):
+        inputs.read_descriptions(str(tmp_path / "d.json"))
