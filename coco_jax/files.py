@@ -69,5 +69,23 @@ def check_tree(folder: pathlib.Path) -> int:
     return size
 
 
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it has either the old or the new content, also if the machine fails.
+
+    Raises:
+      OSError: it cannot be written; the old file stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _not_regular(path: str | os.PathLike[str]) -> OSError:
     return OSError(errno.EINVAL, "not a regular file", os.fspath(path))

@@ -49,7 +49,7 @@ def command(argv: list[str]) -> None:
         if values.coordinator != "auto" and None in (values.processes, values.process):
             raise UserError("--coordinator needs --processes and --process as well")
         multihost.join(values.coordinator, values.processes, values.process)
-    with multihost.stop_all_on_failure(PROGRAM), reported(PROGRAM):
+    with multihost.stop_all_on_failure(PROGRAM), reported(multihost.name_of(PROGRAM)):
         _sweep(values.config, workdir)
 
 

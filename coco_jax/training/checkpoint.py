@@ -261,6 +261,16 @@ def _read(read: Callable[[], T]) -> tuple[T | None, str]:
         return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
+def check_trained(folder: pathlib.Path) -> None:
+    """Checks that there is a folder of checkpoints.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no checkpoints; train first, or give the folder of another run")
+
+
 def restore_params(folder: pathlib.Path, program: Program) -> tuple[int, Params]:
     """The step and the parameters of the latest checkpoint in `folder`, without optimizer state.
 
@@ -271,8 +281,7 @@ def restore_params(folder: pathlib.Path, program: Program) -> tuple[int, Params]
       UserError: there is no checkpoint, or it is damaged, of another model, or has values that are not
         finite.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoints; train first, or give the folder of another run")
+    check_trained(folder)
     with _open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
