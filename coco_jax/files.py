@@ -107,11 +107,32 @@ def check_tree(folder: pathlib.Path) -> int:
     """
     size = 0
     for path in folder.rglob("*"):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # another process has just removed it
+            continue
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise _not_regular(path)
         size += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return size
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it has either the old or the new content, also if the machine fails.
+
+    Raises:
+      OSError: it cannot be written; the old file stays.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _not_regular(path: str | os.PathLike[str]) -> OSError:

@@ -26,6 +26,14 @@ class Tokenizer:
     """Encodes a lower-cased text as `length` ids: pieces, an end mark, then padding (0)."""
 
     def __init__(self, model: bytes, length: int):
+        """Reads the bytes of a sentencepiece model.
+
+        Raises:
+          ValueError: there are none.
+          RuntimeError: they are not a sentencepiece model.
+        """
+        if not model:
+            raise ValueError("the file is empty")
         self.model, self.length = model, length
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
 

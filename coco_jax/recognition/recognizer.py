@@ -78,7 +78,7 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
-        _, params = restore_params(folder / "checkpoints", program.abstract)
+        _, params = restore_params(folder / "checkpoints", program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
