@@ -7,8 +7,9 @@ All builders in tfds_builders/ write the same format:
   lists, also `official_test`: three booleans, whether each list names the video.
 - TFDS splits: `train`, `test`, and `rest` for videos that are in neither.
 - Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
-  `"validation": [class, ...]` if the protocol has validation classes, and `"official": n` if only the
-  videos of the n-th official test list are tested.
+  `"validation": [class, ...]` if the protocol has validation classes (in the protocol "validation" they
+  are not trained on), and `"official": n` if only the videos of the n-th official test list are tested.
+  With `random_splits = {"seen": n, "validation": m}`, every number is a class split too (`random_split`).
 """
 
 import contextlib
@@ -74,6 +75,9 @@ class Dataset:
     records: Records
     # The name to use in texts, for classes whose name here was changed to be unique.
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    random_splits: Mapping[str, int] | None = (
+        None  # the arguments of `random_split`, if it has them
+    )
 
     def display_names(self, names: Sequence[str]) -> list[str]:
         """The names of classes to use in texts."""
@@ -154,7 +158,24 @@ def load(name: str, data_dir: str) -> Dataset:
         splits,
         index.get("official"),
     )
-    return Dataset(name, classes, class_splits, records)
+    random_splits = builder.info.metadata.get("random_splits")
+    return Dataset(name, classes, class_splits, records, random_splits=random_splits)
+
+
+def random_split(
+    classes: Sequence[str], number: int, *, seen: int, validation: int
+) -> dict[str, list[str]]:
+    """The class split of a number: `numpy.random.RandomState(number).permutation(len(classes))`.
+
+    Its first `seen` classes are seen, the last `validation` of these are the validation classes, and the
+    other classes are unseen.
+    """
+    names = [classes[i] for i in np.random.RandomState(number).permutation(len(classes))]
+    return {
+        "seen": names[:seen],
+        "unseen": names[seen:],
+        "validation": names[seen - validation : seen],
+    }
 
 
 def write_index(builder: Any) -> dict[str, np.ndarray]:

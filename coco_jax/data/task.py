@@ -102,7 +102,9 @@ def make_task(config: ConfigDict) -> Task:
     plan = make_plan(dataset, config)
     _check_videos(dataset, plan, config.split)
     corpus, removed = _open_corpus(config, dataset, plan)
-    classes = _choose_classes(config, dataset, plan, corpus)
+    matches = corpus.matches(dataset.display_names(dataset.classes))
+    classes = _choose_classes(config, dataset, plan, corpus, set(matches.values()))
+    corpus = corpus.with_names(matches)
     config, tokenizer = _resolve_tokenizer(config, classes, corpus)
     labels = {
         group: label_ids(tokenizer, names, config.text.templates)
@@ -142,16 +144,23 @@ def _open_corpus(config: ConfigDict, dataset: datasets.Dataset, plan: Plan) -> t
 
 
 def _choose_classes(
-    config: ConfigDict, dataset: datasets.Dataset, plan: Plan, corpus: Corpus
+    config: ConfigDict, dataset: datasets.Dataset, plan: Plan, corpus: Corpus, matched: set[str]
 ) -> dict[str, list[str]]:
-    """Display names of the classes in each group: "seen", "unseen", and the "pool" of the cycle."""
+    """Display names of the classes in each group: "seen", "unseen", and the "pool" of the cycle.
+
+    `matched` has the actions of the corpus that are classes of the dataset.
+    """
     pool = []
     if uses_cycle(config) and config.cycle.pool == "unseen":
         pool = dataset.display_names(plan.unseen)
     elif uses_cycle(config) and config.cycle.pool == "auxiliary":
         # Compared in normal form: "push up" in the corpus is the class "pushup" of the dataset.
         taken = {action_names.normal(name) for name in dataset.display_names(dataset.classes)}
-        pool = sorted(name for name in corpus.texts if action_names.normal(name) not in taken)
+        pool = sorted(
+            name
+            for name in corpus.texts
+            if name not in matched and action_names.normal(name) not in taken
+        )
         if not pool:
             raise UserError(
                 f"config.cycle.pool: corpus {config.text.corpus!r} has only actions that are "
