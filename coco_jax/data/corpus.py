@@ -1,6 +1,7 @@
 """The description corpus: the texts of each class, and random draws from them for each step."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -85,6 +86,7 @@ class Corpus:
         )
 
 
+@functools.lru_cache(maxsize=1)
 def load_corpus(name: str, data_dir: str) -> Corpus:
     """Reads a corpus that `tfds_builders/actionhub` built.
 

@@ -9,7 +9,7 @@ All builders in tfds_builders/ write the same format:
 - Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
   `"validation": [class, ...]` if the protocol has validation classes (in the protocol "validation" they
   are not trained on), and `"official": n` if only the videos of the n-th official test list are tested.
-  With `random_splits = {"seen": n, "validation": m}`, every number is a class split too (`random_split`).
+  With `random_splits = {"seen": n, "validation": m}`, each number is a class split too (`random_split`).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 from ml_collections import ConfigDict
 
 from coco_jax.data.requirements import REQUIREMENTS, requirement
@@ -47,6 +47,7 @@ class Records:
     video_ids: tuple[str, ...]
     splits: tuple[str, ...]  # the TFDS split of each record
     official: Bool[np.ndarray, "N 3"] | None = None  # whether each official test list names it
+    kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)  # features, by record
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +64,34 @@ class Records:
                 return record | {"video_id": record["video_id"].decode()}
             index -= len(source)
         raise IndexError(index)
+
+    def features(
+        self, indices_N: Int[np.ndarray, " N"], width: int, keep: bool
+    ) -> Float32[np.ndarray, "N F"]:
+        """The stored features of records.
+
+        Args:
+          indices_N: of the records.
+          width: F.
+          keep: keep them in memory for the next call.
+
+        Raises:
+          UserError: a feature has another width.
+        """
+        found_NF = np.zeros((len(indices_N), width), np.float32)
+        for row_F, index in zip(found_NF, indices_N.tolist(), strict=True):
+            feature_F = self.kept.get(index)
+            if feature_F is None:
+                feature_F = self[index]["features"]
+                if keep:
+                    self.kept[index] = feature_F
+            if len(feature_F) != width:
+                raise UserError(
+                    f"config.video_tower.feature_dim: {width}, but the stored features have "
+                    f"{len(feature_F)} values"
+                )
+            row_F[:] = feature_F
+        return found_NF
 
 
 @dataclasses.dataclass(frozen=True)

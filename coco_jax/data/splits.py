@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from coco_jax.config import training_steps
 from coco_jax.data.dataset import Dataset, normal_id, random_split, select
 from coco_jax.errors import UserError
 
@@ -166,8 +167,9 @@ def check_final(step: int, config: ConfigDict) -> None:
     Raises:
       LeakError: training has not ended.
     """
-    if config.protocol != "validation" and step != config.optimizer.steps:
+    steps = training_steps(config)
+    if config.protocol != "validation" and step != steps:
         raise LeakError(
-            f"evaluation on the test classes at step {step} of {config.optimizer.steps}; "
+            f"evaluation on the test classes at step {step} of {steps}; "
             "use config.protocol='validation' before the end of training"
         )

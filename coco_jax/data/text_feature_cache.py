@@ -149,7 +149,8 @@ def fill(
     digests_X = digests(texts)
     missing_X = np.flatnonzero(store.rows(digests_X) < 0)
     _, first = np.unique(digests_X[missing_X], return_index=True)
-    missing = [texts[i] for i in missing_X[np.sort(first)]]
+    # Texts of similar lengths together, so that `encode` can leave out most of the padding.
+    missing = sorted((texts[i] for i in missing_X[first]), key=len)
     if not missing:
         return store
     had = len(store.digests_N)

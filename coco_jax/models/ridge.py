@@ -67,7 +67,8 @@ def solve(
       strength: of the regularisation, more than 0.
     """
     factor = jax.scipy.linalg.cho_factor(gram_SS + strength * jnp.eye(len(gram_SS)))
-    return normalise(k_KS @ jax.scipy.linalg.cho_solve(factor, v_SF))
+    # There are usually fewer classes to predict (K) than values in a vector (F).
+    return normalise(jax.scipy.linalg.cho_solve(factor, k_KS.T).T @ v_SF)
 
 
 def predict(

@@ -93,7 +93,7 @@ class Recognizer(VideoRanker):
                 f"actions that the model's tokenizer cannot read: {', '.join(map(repr, unknown[:5]))}; "
                 "write them in the language and script of the training texts"
             )
-        ids_KPL = label_ids(self.tokenizer, actions, self.config.text.templates)
+        ids_KPL = label_ids(self.config, self.tokenizer, actions, {})
         l_KD = self.program.embed_labels(self.params, ids_KPL)
         if descriptions is None:
             return Candidates(tuple(actions), l_KD, None, None)
