@@ -35,7 +35,8 @@ def load(where: Path, towers: str | None) -> Recognizer | PretrainedRecognizer:
         if kind == "pretrained":
             return PretrainedRecognizer.of_saved(path, settings)
         return Recognizer.of_saved(path, settings)
+    is_run = bool({"video_tower", "video"} & stored.keys())
     has_weights = any(file.suffix in WEIGHTS for file in path.iterdir())
-    if is_hugging_face(stored) or (not stored and has_weights):
+    if not is_run and (has_weights or is_hugging_face(stored)):
         return load_towers(str(path))
     return Recognizer.load(path)

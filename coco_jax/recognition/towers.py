@@ -6,7 +6,6 @@ is the mean over its frames; an action's vector is the mean over its name in pro
 
 import pathlib
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +35,9 @@ AMBIGUOUS = (weights.clip.HUGGING_FACE, weights.clip.OPEN_CLIP)
 
 
 def is_hugging_face(stored: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a Hugging Face model."""
-    return "model_type" in stored or "architectures" in stored
+    """Whether a config.json is that of a Hugging Face model whose sizes are known from it."""
+    kind = stored.get("model_type")
+    return isinstance(kind, str) and kind in MODEL_TYPES
 
 
 def names() -> list[str]:
@@ -134,7 +134,7 @@ def _folder_of(where: str) -> pathlib.Path:
 
 
 def _hugging_face_config(where: str) -> dict[str, Any] | None:
-    """The config.json next to the weights; None if there is none of Hugging Face."""
+    """The config.json next to the weights; None if it is not one that tells the sizes."""
     if where.startswith("hf:"):
         repository = "/".join(where.split("/")[:2])
         path = files.locate(repository, "video_tower.weights", (folders.CONFIG,))
@@ -148,12 +148,7 @@ def _hugging_face_config(where: str) -> dict[str, Any] | None:
 
 def _convert(stored: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of our config for a config.json of Hugging Face."""
-    kind = stored.get("model_type")
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
-        raise UserError(
-            f"{where}: model_type={reprlib.repr(kind)} in its config.json is not supported; supported "
-            f"are {', '.join(MODEL_TYPES)}, and VideoPrism's .npz files"
-        )
+    kind = stored["model_type"]
     config = default()
     presets.apply(config, MODEL_TYPES[kind])
     fields = config.to_dict()
@@ -229,8 +224,8 @@ def _preset_of_shapes(where: str) -> str:
         return fitting[0]
     likely = f" (its shapes are those of {', '.join(fitting)})" if fitting else ""
     raise UserError(
-        f"{where}: has no config.json, and a {family.name} file does not say which model it is{likely}; "
-        f"name its towers, e.g. towers='clip_b32': one of {', '.join(names())}"
+        f"{where}: has no config.json of a known kind, and a {family.name} file does not say which "
+        f"model it is{likely}; name its towers, e.g. towers='clip_b32': one of {', '.join(names())}"
     )
 
 
