@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,39 +43,88 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 STOP_GRADIENT = ("seen", "unseen", "target")  # allowed elements of cycle.stop_gradient
 
-# Fields that must be greater than 0.
-POSITIVE = (
-    "data.batch",
-    "data.crop",
-    "data.views",
-    "data.threads",
-    "video_tower.frames",
-    "video_tower.size",
-    "video_tower.patch",
-    "video_tower.tubelet",
-    "video_tower.width",
-    "video_tower.heads",
-    "video_tower.norm_epsilon",
-    "text_tower.width",
-    "text_tower.heads",
-    "text_tower.norm_epsilon",
-    "text.length",
-    "text.descriptions",
-    "text.eval_descriptions",
-    "lora.rank",
-    "model.dim",
-    "model.tau",
-    "model.tau_min",
-    "model.tau_d",
-    "cycle.heads",
-    "cycle.tau_r",
-    "optimizer.steps",
-    "optimizer.microbatches",
-    "optimizer.learning_rate",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+# The smallest and the largest allowed value of every field that is a number. The upper bounds are far
+# above published models: they keep a mistyped or foreign config from exhausting the machine.
+COUNT = (1, 2**31 - 1)
+SIZE = (1, 65_536)
+DEPTH = (0, 128)
+HEADS = (1, 1_024)
+SHARE = (0.0, 1.0)
+WEIGHT = (0.0, 1e6)
+TEMPERATURE = (1e-6, 1e6)
+RATIO = (0.01, 100.0)
+EPSILON = (1e-15, 1.0)
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "validation_classes": (0, 65_536),
+    "data.batch": SIZE,
+    "data.workers": (0, 1_024),
+    "data.threads": (1, 1_024),
+    "data.stride": (1e-3, 1e3),
+    "data.crop": (0.01, 1.0),
+    "data.color": SHARE,
+    "data.views": (1, 1_024),
+    "text.descriptions": SIZE,
+    "text.eval_descriptions": SIZE,
+    "text.length": (1, 4_096),
+    "text.vocabulary": (4, 2**22),
+    "text.trained_vocabulary": (0, 2**22),
+    "video_tower.feature_dim": (1, 2**20),
+    "video_tower.frames": (1, 4_096),
+    "video_tower.size": (1, 4_096),
+    "video_tower.patch": (1, 4_096),
+    "video_tower.tubelet": (1, 4_096),
+    "video_tower.width": SIZE,
+    "video_tower.heads": HEADS,
+    "video_tower.mlp_ratio": RATIO,
+    "video_tower.depth": DEPTH,
+    "video_tower.temporal_depth": DEPTH,
+    "video_tower.auxiliary_depth": DEPTH,
+    "video_tower.dropout": (0.0, 0.99),
+    "video_tower.norm_epsilon": EPSILON,
+    "video_tower.attention_logit_cap": WEIGHT,
+    "text_tower.width": SIZE,
+    "text_tower.heads": HEADS,
+    "text_tower.mlp_ratio": RATIO,
+    "text_tower.depth": DEPTH,
+    "text_tower.dropout": (0.0, 0.99),
+    "text_tower.norm_epsilon": EPSILON,
+    "text_tower.attention_logit_cap": WEIGHT,
+    "lora.rank": SIZE,
+    "lora.alpha": WEIGHT,
+    "model.dim": SIZE,
+    "model.tau": TEMPERATURE,
+    "model.tau_min": TEMPERATURE,
+    "model.tau_max": TEMPERATURE,
+    "model.tau_d": TEMPERATURE,
+    "model.label_weight": SHARE,
+    "model.alpha": SHARE,
+    "model.lambda_desc": WEIGHT,
+    "model.lambda_cycle": WEIGHT,
+    "model.lambda_invariant": WEIGHT,
+    "cycle.heads": HEADS,
+    "cycle.tau_r": TEMPERATURE,
+    "optimizer.steps": COUNT,
+    "optimizer.warmup": (0, 2**31 - 1),
+    "optimizer.learning_rate": (1e-15, 1e38),
+    "optimizer.final_learning_rate_ratio": WEIGHT,
+    "optimizer.b1": (0.0, 0.999_999),
+    "optimizer.b2": (0.0, 0.999_999),
+    "optimizer.weight_decay": WEIGHT,
+    "optimizer.clip_norm": (1e-15, 1e38),
+    "optimizer.microbatches": SIZE,
+    "mesh.data": (-1, 2**20),
+    "mesh.fsdp": (-1, 2**20),
+    "mesh.tensor": (-1, 2**20),
+    "eval.interpolate": SHARE,
+    "log_every": COUNT,
+    "checkpoint_every": COUNT,
+    "keep_checkpoints": COUNT,
+}
+MAX_CLIP = 2**31  # bytes of a clip: frames x size x size x 3
+MAX_CHARACTERS = 4_096  # of a field that is text
+MAX_ITEMS = 1_000  # of a field that is a list
+MAX_WAYS = 2**20  # in which a regular expression may match a path, roughly
 
 # Fields that may differ when a run is resumed: they do not change the result (except that another
 # mesh adds floats in another order). Names that end with a dot are sections.
@@ -289,13 +339,18 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, its value, and what it may be.
     """
+    for field, value in DEFAULTS.items():
+        if problem := _type_problem(value, get(config, field)):
+            raise UserError(f"config.{field}: {problem}")
     for field, allowed in CHOICES.items():
         _check_choice(field, get(config, field), allowed)
     for role in config.cycle.stop_gradient:
         _check_choice("cycle.stop_gradient", role, STOP_GRADIENT)
-    for field in POSITIVE:
-        if not get(config, field) > 0:
-            raise UserError(f"config.{field}: {get(config, field)} must be more than 0")
+    for field, (low, high) in BOUNDS.items():
+        if not low <= get(config, field) <= high:  # also if it is NaN
+            bounds = " to ".join(f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high))
+            raise UserError(f"config.{field}: {_shown(get(config, field))} must be from {bounds}")
+    _check_lists(config)
     if not config.data.name:
         raise UserError("config.data.name: no dataset; give the name of a dataset that was built")
     if config.protocol == "cross" and not config.data.test_name:
@@ -305,26 +360,123 @@ def validate(config: ConfigDict) -> None:
             f"config.text.corpus: ablation {config.ablation!r} needs descriptions; name a corpus, or "
             "set config.ablation='label'"
         )
-    patterns = (*config.optimizer.learning_rate_multipliers, *config.mesh.rules)
-    for pattern, *_ in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"config: {pattern!r} is not a regular expression: {error}") from error
     _check_combinations(config)
     _check_divisible(config)
 
 
 def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"config.{field}: {value!r} is not one of {', '.join(allowed)}")
+        raise UserError(f"config.{field}: {_shown(value)} is not one of {', '.join(allowed)}")
+
+
+def _type_problem(example: Any, value: Any) -> str:
+    """Why `value` does not have the type of `example`, a default; "" if it has."""
+    kinds: dict[type, tuple[str, tuple[type, ...]]] = {
+        bool: ("neither True nor False", (bool,)),
+        int: ("not a whole number", (int,)),
+        float: ("not a number", (float, int)),
+        str: ("not text", (str,)),
+        list: ("not a list", (list, tuple)),
+        type(None): ("not text", (str, type(None))),
+    }
+    problem, allowed = kinds[type(example)]
+    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(example, bool):
+        return f"{_shown(value)} is {problem}"
+    if isinstance(value, str) and (len(value) > MAX_CHARACTERS or "\0" in value):
+        return f"{_shown(value)} has a NUL character or more than {MAX_CHARACTERS:,} characters"
+    if isinstance(value, list | tuple) and len(value) > MAX_ITEMS:
+        return f"{_shown(value)} has more than {MAX_ITEMS:,} elements"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, shortened for an error message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_lists(config: ConfigDict) -> None:
+    """Checks the elements of fields that are lists."""
+    for template in config.text.templates:
+        # One placeholder and nothing else that str.format would interpret.
+        if (
+            not isinstance(template, str)
+            or [template.count(x) for x in ("{}", "{", "}")] != [1] * 3
+        ):
+            raise UserError(
+                f"config.text.templates: {_shown(template)} must be text with one {{}}, the place of "
+                "the action's name, and no other braces"
+            )
+    if not config.text.templates:
+        raise UserError("config.text.templates: no template; give at least one, e.g. ('{}',)")
+    for field, low in (("video_tower.mean", -1e6), ("video_tower.std", 1e-6)):
+        value = get(config, field)
+        if len(value) != 3 or not all(_is_number(x) and low <= x <= 1e6 for x in value):
+            raise UserError(
+                f"config.{field}: {_shown(value)} must be three numbers from {low:g} to 1e+06"
+            )
+    for row in config.optimizer.learning_rate_multipliers:
+        if not (_is_pair(row) and _is_number(row[1]) and 0 <= row[1] <= 1e6):
+            raise UserError(
+                f"config.optimizer.learning_rate_multipliers: {_shown(row)} must be (regular "
+                "expression, factor from 0 to 1e+06)"
+            )
+        _check_expression("optimizer.learning_rate_multipliers", row[0])
+    axes = (None, "data", "fsdp", "tensor")
+    for row in config.mesh.rules:
+        if not (
+            _is_pair(row) and isinstance(row[1], tuple | list) and all(x in axes for x in row[1])
+        ):
+            raise UserError(
+                f"config.mesh.rules: {_shown(row)} must be (regular expression, an axis of the mesh or "
+                "None for each dimension)"
+            )
+        _check_expression("mesh.rules", row[0])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, tuple | list) and len(row) == 2 and isinstance(row[0], str)
+
+
+def _check_expression(field: str, expression: str) -> None:
+    """Checks that a regular expression compiles, and that Python matches it to a path in short time.
+
+    Python tries all ways to match. If no group is repeated, their number is at most the product of
+    the numbers of choices: about 64 for each repetition (the length of a path), 2 for each `?`, and
+    the number of branches of each group.
+    """
+    count = expression.count
+    bars, groups = count("|"), max(count("("), 1)
+    ways = 6 * sum(map(count, "*+{")) + count("?") + groups * math.log2(1 + bars / groups)
+    repeated_group = re.search(r"\)[*+{]", expression)
+    if ways > math.log2(MAX_WAYS) or repeated_group or len(expression) > MAX_CHARACTERS:
+        raise UserError(
+            f"config.{field}: the regular expression {_shown(expression)} could take very long to "
+            "match; repeat no group, use at most three of * + {, and few of | ?"
+        )
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"config.{field}: {_shown(expression)} is not a regular expression: {error}"
+        ) from error
 
 
 def _check_combinations(config: ConfigDict) -> None:
     data, text, video = config.data, config.text, config.video_tower
     published = video.weights or config.text_tower.weights
     problems = {
-        "eval.interpolate: must be from 0 to 1": not 0 <= config.eval.interpolate <= 1,
+        f"video_tower: a clip of {video.frames} frames of {video.size} x {video.size} pixels has more "
+        f"than {MAX_CLIP:,} bytes": 3 * video.frames * video.size**2 > MAX_CLIP,
+        "mesh: an axis of 0 devices; use 1, or -1 for all remaining devices": 0
+        in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        f"model.tau_min: {config.model.tau_min} is more than tau_max, {config.model.tau_max}": (
+            config.model.tau_min > config.model.tau_max
+        ),
         "eval.interpolate: there are no published weights to interpolate with; set "
         "config.video_tower.weights or config.text_tower.weights": (
             config.eval.interpolate and not published
@@ -342,7 +494,6 @@ def _check_combinations(config: ConfigDict) -> None:
         "config.video_tower.heads": video.rope and video.width % (4 * video.heads),
         "video_tower.pool: 'cls' pools one frame, and video_tower.temporal='tokens' pools all; set "
         "'map', 'wide_map' or 'mean'": video.temporal == "tokens" and video.pool == "cls",
-        f"data.crop: {data.crop} is a share of the frame; at most 1": data.crop > 1,
         "data.views: several views differ only with config.data.sampling='dense'": (
             data.views > 1 and data.sampling != "dense"
         ),
@@ -416,6 +567,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(default().to_dict())
+
+
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a stored config to the fields of this version; returns it flat, as `flatten` does.
 
@@ -436,7 +590,7 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
             field = RENAMED_SECTIONS.get(section, section) + dot + name if dot else field
             field = RENAMED_FIELDS.get(field, field)
         flat[field] = value
-    return flatten(default().to_dict()) | flat | {"version": VERSION}
+    return DEFAULTS | flat | {"version": VERSION}
 
 
 def changes(
@@ -472,31 +626,29 @@ def load_stored(stored: Mapping[str, Any], where: str) -> ConfigDict:
       UserError: it has unknown fields, values of a wrong type, or is of a later version.
     """
     config = default()
-    for field, value in migrate(stored).items():
-        section, _, name = field.rpartition(".")
-        try:
-            parent = config[section] if section else config
-            if name not in parent or isinstance(parent[name], ConfigDict):
-                raise KeyError(field)
-            parent[name] = _tuples(value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{where}: {field}={value!r} does not fit: {_reason(field, error)}"
-            ) from error
-    validate(config)
+    try:
+        for field, value in migrate(stored).items():
+            _set_stored(config, field, value)
+        validate(config)
+    except (RecursionError, OverflowError) as error:
+        raise UserError(f"{where}: nested too deeply, or a number is too large") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     return config
 
 
-def _reason(field: str, error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return no_such_field(field)
-    return " ".join(str(error).split())
+def _set_stored(config: ConfigDict, field: str, value: Any) -> None:
+    if field not in DEFAULTS:
+        raise UserError(no_such_field(field))
+    if problem := _type_problem(DEFAULTS[field], value):
+        raise UserError(f"config.{field}: {problem}")
+    section, _, name = field.rpartition(".")
+    (config[section] if section else config)[name] = _tuples(value)
 
 
 def no_such_field(field: str) -> str:
     """The error message for a field that does not exist, with the nearest existing name."""
-    known = list(flatten(default().to_dict()))
-    near = difflib.get_close_matches(field, known, 1, cutoff=0.5)
+    near = difflib.get_close_matches(field, DEFAULTS, 1, cutoff=0.5)
     hint = f"; did you mean config.{near[0]}?" if near else ""
     return f"there is no field config.{field}{hint}"
 

@@ -21,6 +21,7 @@ from absl import flags
 import coco_jax
 from coco_jax.command import run_command, writable_folder
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 SOME_FAILED = 3
 RENDERED = "motion_zsar"
@@ -168,18 +169,18 @@ def _check_plot(path: pathlib.Path) -> None:
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    print(row["video"])
+    print(printable(row["video"]))
     if "error" in row:
-        print(f"  error: {row['error']}")
+        print(f"  error: {printable(row['error'])}")
     for entry in row.get("actions", ()):
-        print(f"  {entry['score']:6.1%}  {entry['action']}", flush=True)
+        print(f"  {entry['score']:6.1%}  {printable(entry['action'])}", flush=True)
 
 
 def _print_training_data(name: str) -> None:
     note = f"This model was trained on {name}."
     if name.partition("/")[0] == RENDERED:
         note += " It has seen only rendered shapes: its answers on real videos mean nothing."
-    print(note, file=sys.stderr)
+    print(printable(note), file=sys.stderr)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_di
 
     config = load_stored(read_json(folder / "config.json"), str(folder))
     program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
-    step, params = restore_params(folder / "checkpoints", program.abstract)
+    step, params = restore_params(folder / "checkpoints", program)
     task = make_task(config)
     same = evaluate(program, params, task, step)
     assert abs(same["top1"] - result["top1"]) < 0.01

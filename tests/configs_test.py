@@ -88,9 +88,10 @@ def benchmarks(tmp_path_factory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("benchmarks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kinetics, "SEEN", len(kinetics_test.SEEN))
-        patch.setattr(kinetics.Builder, "url_infos", {})
         kinetics_test.fake_videos(place / "kinetics")
         kinetics_test.fake_annotations(place / "kinetics" / "annotations")
+        infos = kinetics_test.checksums(place / "kinetics" / "annotations")
+        patch.setattr(kinetics.Builder, "url_infos", infos)
         build("kinetics_zsar/video", str(place / "data"), str(place / "kinetics"))
     for name, fake in (("ucf101", ucf101_test), ("hmdb51", hmdb51_test)):
         fakes.write(place / name / "videos", fake.fake_lists(place / name / "lists"))

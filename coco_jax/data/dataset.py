@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from coco_jax.data import action_names
 from coco_jax.data.requirements import REQUIREMENTS, requirement
 from coco_jax.errors import UserError
 
@@ -94,10 +95,10 @@ def open_builder(name: str, data_dir: str) -> Any:
             dataset, data_dir=data_dir, config=config or None
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise UserError(_missing(name, data_dir)) from error
+        raise UserError(*_missing(name, data_dir)) from error
 
 
-def _missing(name: str, data_dir: str) -> str:
+def _missing(name: str, data_dir: str) -> tuple[str, ...]:
     """The error for a missing dataset: one line, or five if files must be downloaded."""
     built = sorted(path.name for path in pathlib.Path(data_dir).glob("[!.]*") if path.is_dir())
     if name.partition("/")[0] not in REQUIREMENTS:
@@ -105,21 +106,21 @@ def _missing(name: str, data_dir: str) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return (
             f"dataset {name!r} does not exist; {hint}{data_dir} has {', '.join(built) or 'none'}, and "
-            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}"
+            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}",
         )
     command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
     files = requirement(name)
     if files is None:
         return (
             f"dataset {name!r} is not in {data_dir} (config.data.dir): build it with `{command}`; "
-            "`make data` builds motion_zsar"
+            "`make data` builds motion_zsar",
         )
     return (
-        f"dataset {name!r} is not in {data_dir} (config.data.dir).\n"
-        f"  Fetch: {files.fetch}\n"
-        f"  Size:  {files.size}\n"
-        f"  Put:   {files.put}\n"
-        f"  Build: {command} --manual_dir=FOLDER"
+        f"dataset {name!r} is not in {data_dir} (config.data.dir).",
+        f"  Fetch: {files.fetch}",
+        f"  Size:  {files.size}",
+        f"  Put:   {files.put}",
+        f"  Build: {command} --manual_dir=FOLDER",
     )
 
 
@@ -201,14 +202,16 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     """Joins two datasets, to train on `trained` and test on `tested` (protocol `cross`).
 
     The class splits are those of `tested`. In each of them, the seen classes are all classes that are
-    seen in some class split of `trained`. Classes with the same name in both datasets are not trained
-    on with `overlap="drop"`. With "keep", as in papers, they are, and the tested classes get a prefix
-    to make their names unique.
+    seen in some class split of `trained`. With `overlap="drop"`, classes of both datasets, in any
+    spelling (`action_names.normal`), are not trained on. With "keep", as in papers, they are, and the
+    tested classes get a prefix to make their names unique.
     """
-    shared = set(tested.classes) & set(trained.classes)
+    keys = {action_names.normal(name) for name in trained.classes}
+    shared = {name for name in tested.classes if action_names.normal(name) in keys}
     of_any = {name for split in trained.class_splits.values() for name in split["seen"]}
     if overlap == "drop":
-        of_any -= shared
+        dropped = {action_names.normal(name) for name in shared}
+        of_any = {name for name in of_any if action_names.normal(name) not in dropped}
     prefix = tested.name.partition("/")[0] + ": "
     key = {name: prefix + name if name in shared else name for name in tested.classes}
     seen = [name for name in trained.classes if name in of_any]

@@ -1,6 +1,7 @@
 """The classes and videos of each protocol, and checks that no test data leaks into training."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from coco_jax.data import action_names
 from coco_jax.data.dataset import Dataset, normal_id, select
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 
 class LeakError(AssertionError):
@@ -52,6 +55,14 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
     """
     plan = _cross(dataset, config) if config.protocol == "cross" else _within(dataset, config)
     check_plan(plan, dataset)
+    if len(plan.unseen) == 1:
+        print(
+            printable(
+                f"{dataset.name}, split {config.split}: {plan.unseen[0]!r} is the only unseen class, so "
+                "the zero-shot accuracy is always 100 %"
+            ),
+            file=sys.stderr,
+        )
     return plan
 
 
@@ -127,10 +138,13 @@ def _split(dataset: Dataset, name: str, field: str) -> Mapping[str, Any]:
 def check_plan(plan: Plan, dataset: Dataset) -> None:
     """Checks the rules: no class is both seen and unseen, and no tested video is trained on.
 
+    Classes are compared in their normal form (`action_names.normal`): "Push-ups" is "push up".
+
     Raises:
       LeakError: a rule is broken.
     """
-    both = set(plan.seen) & set(plan.unseen)
+    seen = {action_names.normal(name) or name for name in plan.seen}
+    both = [name for name in plan.unseen if (action_names.normal(name) or name) in seen]
     if both:
         raise LeakError(f"classes are both seen and unseen: {sorted(both)}")
     ids, labels = dataset.records.video_ids, dataset.records.labels

@@ -72,13 +72,14 @@ class TextFeatureCache:
 
     def take(self, rows: Int[np.ndarray, "..."]) -> np.ndarray:
         """The features of rows, bfloat16 `... W`."""
-        row_X = rows.ravel()
+        order_X = np.argsort(rows, axis=None)
+        row_X = rows.ravel()[order_X]
         found_XW = np.empty((len(row_X), self.width), np.uint16)
-        shard_X = np.searchsorted(self.starts_S, row_X, side="right") - 1
-        for shard in np.unique(shard_X):
-            at_Y = np.flatnonzero(shard_X == shard)
-            local_Y = row_X[at_Y] - self.starts_S[shard]
-            found_XW[at_Y] = self.shards[shard].features_NW[local_Y]
+        edges = np.searchsorted(row_X, [*self.starts_S, len(self)])
+        parts = zip(self.shards, self.starts_S, edges[:-1], edges[1:], strict=True)
+        for shard, start, begin, end in parts:
+            if begin < end:
+                found_XW[order_X[begin:end]] = shard.features_NW[row_X[begin:end] - start]
         return found_XW.view(BFLOAT16).reshape(*rows.shape, self.width)
 
     def features(self, texts: Sequence[str]) -> np.ndarray:

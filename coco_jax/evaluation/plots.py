@@ -17,6 +17,7 @@ from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import stored
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 MAX_CLIPS = 16  # at most so many clips, one for each unseen class
 MAX_VIDEOS, MAX_BARS = 40, 5  # at most so many videos of the user, and so many actions of each
@@ -45,7 +46,7 @@ def draw(
     try:
         written.append(strip(best, config, folder / "clips.png"))
     except UserError as error:
-        print(f"{folder}/clips.png is not drawn: {error}", file=sys.stderr)
+        print(printable(f"{folder}/clips.png is not drawn: {error}"), file=sys.stderr)
     return written
 
 
@@ -57,7 +58,7 @@ def confusion(runs: list[dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
         axes = figure.add_subplot(1, len(runs), i + 1)
         shares = 100 * counts / counts.sum(1, keepdims=True)
         axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
-        names = run["unseen_classes"]
+        names = [printable(name).replace("$", r"\$") for name in run["unseen_classes"]]  # no math
         if len(names) <= MAX_NAMES:
             axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
             axes.set_yticks(range(len(names)), names if i == 0 else [], fontsize=8)

@@ -1,12 +1,12 @@
 """The results of a sweep: results.json and the printed table."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from coco_jax import files
 from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
@@ -15,9 +15,8 @@ GENERALISED = ("seen", "unseen", "harmonic", "auc")
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    files.write_bytes(path, text.encode())
 
 
 def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coco_jax.errors import UserError
+from coco_jax.files import parse_json, read_bytes
 from coco_jax.version import __version__
 from coco_jax.weights import files
 
@@ -89,15 +90,9 @@ def read_json(path: pathlib.Path, limit: int) -> dict[str, Any]:
       UserError: it is missing, larger, or not a JSON object.
     """
     try:
-        if not path.is_file():  # opening a FIFO would wait for ever
-            raise OSError("not a file")
-        with open(path, "rb") as stream:
-            data = stream.read(limit + 1)
-        if len(data) > limit:
-            raise ValueError(f"more than {limit:,} bytes")
-        value = json.loads(data)
+        value = parse_json(read_bytes(path, limit))
         _check_depth(value)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read ({reason}); get the folder again") from error
     if not isinstance(value, dict):

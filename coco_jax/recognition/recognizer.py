@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,9 +34,13 @@ NUMBERS = (
 )  # of result.json, kept in a saved model
 
 
+BATCH = 256  # texts that are embedded at once
+LEAST = 8  # rows of the smallest arrays of candidates
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Embedded actions."""
+    """Embedded actions, padded with rows that `raw_scores` drops (`padded_count`)."""
 
     names: tuple[str, ...]
     l_KD: jax.Array
@@ -74,7 +78,7 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
-        _, params = restore_params(folder / "checkpoints", program.abstract)
+        _, params = restore_params(folder / "checkpoints", program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
@@ -155,7 +159,7 @@ class Recognizer(VideoRanker):
                 "write them in the language and script of the training texts"
             )
         ids_KPL = label_ids(self.tokenizer, actions, self.config.text.templates)
-        l_KD = self.program.embed_labels(self.params, ids_KPL)
+        l_KD = self._embed(self.program.embed_labels, ids_KPL)
         uses_texts = uses_descriptions(self.config)
         if descriptions is None and uses_texts and all(map(self.captions.get, actions)):
             descriptions = self.captions
@@ -167,10 +171,22 @@ class Recognizer(VideoRanker):
                 "them out, or load one trained as 'full' or 'label+desc'"
             )
         sampler = DescriptionSampler.of_tokens(descriptions, actions, self.tokenizer)
-        count = min(self.config.text.eval_descriptions, int(sampler.counts_K.max()))
+        count = min(self.config.text.eval_descriptions, padded_count(int(sampler.counts_K.max())))
         ids_KML, mask_KM = sampler.first(count)
-        d_KMD = self.program.embed_texts(self.params, ids_KML)
-        return Candidates(tuple(actions), l_KD, d_KMD, mask_KM)
+        d_KMD = self._embed(self.program.embed_texts, ids_KML)
+        return Candidates(tuple(actions), l_KD, d_KMD, _pad(mask_KM, len(d_KMD)))
+
+    def _embed(self, embed: Callable, ids_KXL: np.ndarray) -> jax.Array:
+        """Embeds texts in batches, with few different shapes; returns `padded_count` rows."""
+        count = padded_count(len(ids_KXL))
+        size = min(count, max(BATCH // ids_KXL.shape[1], 1))
+        size = 1 << (size.bit_length() - 1)  # a power of two divides `count`
+        padded_KXL = _pad(ids_KXL, -(-len(ids_KXL) // size) * size)
+        parts = [
+            np.asarray(embed(self.params, padded_KXL[start : start + size]))
+            for start in range(0, len(padded_KXL), size)
+        ]
+        return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
     def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
         """The unit vector of a video: the mean over `config.data.views` clips, as in evaluation.
@@ -192,13 +208,24 @@ class Recognizer(VideoRanker):
         """
         v_1D = self.embed_video(path)[None]
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
-        return np.asarray(self.program.scores(self.params, v_1D, *features))[0]
+        score_K = np.asarray(self.program.scores(self.params, v_1D, *features))[0]
+        return score_K[: len(candidates.names)]
 
     @property
     def temperature(self) -> float:
         """The model's trained temperature."""
         model = self.config.model
         return float(np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max))
+
+
+def padded_count(count: int) -> int:
+    """The next power of two, at least `LEAST`: XLA compiles one program for each shape, and keeps it."""
+    return max(LEAST, 1 << (count - 1).bit_length())
+
+
+def _pad(x: np.ndarray, count: int) -> np.ndarray:
+    """Appends rows like the last one, up to `count` rows."""
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
 
 
 def make_predictor(config: ConfigDict, folder: Path) -> Program:
@@ -212,6 +239,8 @@ def make_predictor(config: ConfigDict, folder: Path) -> Program:
     # A stranger's regular expressions are not needed: there is one device and no training.
     config.mesh.update(data=1, fsdp=1, tensor=1, rules=())
     config.data.batch, config.data.cache = config.optimizer.microbatches, False
+    if config.model.dtype == "float16" and jax.default_backend() == "cpu":
+        config.model.dtype = "float32"  # XLA has no attention in float16 for CPUs
     return make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
 
 

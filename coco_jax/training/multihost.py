@@ -37,29 +37,36 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Replaced by `preemption.any_process_preempted`, with which all processes agree on a step.
     jax.config.update("jax_enable_preemption_service", False)
+    _start_watcher("a process" if process is None else f"process {process} of {processes}")
     jax.distributed.initialize(
         None if coordinator == "auto" else coordinator,
         num_processes=processes,
         process_id=process,
         heartbeat_timeout_seconds=HEARTBEAT,
     )
-    _start_watcher()
 
 
-# Closing this stack tells the watcher that the process exits normally.
+def name_of(program: str) -> str:
+    """The name of a command for messages, with the index of the process if there are several."""
+    if jax.process_count() == 1:
+        return program
+    return f"{program}: process {jax.process_index()} of {jax.process_count()}"
+
+
+# What has to be done before the process ends in an expected way, also before `os._exit`.
 expected_end = contextlib.ExitStack()
 atexit.register(expected_end.close)
 
 
-def _start_watcher() -> None:
+def _start_watcher(who: str) -> None:
     """Starts a shell that prints a message if this process ends without one.
 
     Gloo and JAX's coordination service may abort it in C++ when another process has died.
     """
     message = (
-        f"process {jax.process_index()} of {jax.process_count()} ended without a message: it was "
-        "killed, or aborted because another process has died or cannot be reached. Start all of them "
-        "again with the same command: the run resumes from its last checkpoint"
+        f"{who} ended without a message: it was killed, or aborted because another process has died or "
+        "cannot be reached. Start all of them again with the same command: the run resumes from its "
+        "last checkpoint"
     )
     watcher = subprocess.Popen(
         ["/bin/sh", "-c", 'read -r end || echo "coco_jax.main: $1" >&2', "sh", message],
@@ -100,7 +107,8 @@ def from_first_process(x: np.ndarray) -> np.ndarray:
 def stop_all_on_failure(program: str) -> Iterator[None]:
     """In a run of several processes, prints an exception of the block and exits at once.
 
-    A normal exit would wait in JAX for the other processes, which may wait for this one.
+    A normal exit would wait in JAX for the other processes, which may wait for this one. The code of a
+    SystemExit is kept; what it means has been printed.
 
     Args:
       program: the name of the command, for messages.
@@ -108,7 +116,6 @@ def stop_all_on_failure(program: str) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    who = f"{program}: process {jax.process_index()} of {jax.process_count()}"
     code = 1
     try:
         yield
@@ -117,14 +124,13 @@ def stop_all_on_failure(program: str) -> Iterator[None]:
         if not end.code:
             raise
         code = end.code if isinstance(end.code, int) else 1
-        print(f"{who} stops; the others will too", file=sys.stderr)
     except Exception as error:  # printed below; then the process exits
         reason = " ".join(str(error).split())[:200]
         if PEER_FAILURE.search(f"{type(error).__name__} {reason}"):
             print(
-                f"{who}: another process has died or cannot be reached ({reason}); its own output "
-                "says why. Start all of them again with the same command: the run resumes from its "
-                "last checkpoint",
+                f"{name_of(program)}: another process has died or cannot be reached ({reason}); its own "
+                "output says why. Start all of them again with the same command: the run resumes from "
+                "its last checkpoint",
                 file=sys.stderr,
             )
         else:

@@ -31,6 +31,22 @@ class State(NamedTuple):
     opt_state: Any
 
 
+class ParamKeys(nnx.Rngs):
+    """The keys of the parameters: those of `nnx.Rngs(params=key)`, but counted in Python.
+
+    While a function is traced, each update of the count of `nnx.Rngs` builds an error message that is
+    not shown, in a time that grows with the size of the model. With 48 layers that takes minutes.
+    """
+
+    def __init__(self, key: jax.Array):
+        self.key, self.used = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self.used += 1
+        return jax.random.fold_in(self.key, self.used - 1)
+
+
 class Program(NamedTuple):
     """The jitted functions of a run on one mesh."""
 
@@ -56,7 +72,7 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     optimizer, learning_rate = make_optimizer(config), schedule(config)
 
     def create(key: jax.Array) -> CoCo:
-        return CoCo(config, rngs=nnx.Rngs(params=key), mesh=mesh)
+        return CoCo(config, rngs=ParamKeys(key), mesh=mesh)
 
     # The structure only. `init` creates the parameters sharded, never all on one device.
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
