@@ -680,7 +680,8 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     version = stored.get("version", 1)
     if version not in (1, VERSION):
         raise UserError(
-            f"the config has version {version!r}, this coco_jax reads up to {VERSION}; update coco_jax"
+            f"the config has version {_shown(version)}, this coco_jax reads up to {VERSION}; update "
+            "coco_jax"
         )
     flat = {}
     for field, value in flatten(stored).items():

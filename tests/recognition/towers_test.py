@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import coco_jax
+from coco_jax import config as configs
 from coco_jax import predict, presets
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.tokenizers import train_tokenizer
@@ -37,12 +38,10 @@ def _small_clip(folder):
 
 
 def coco_jax_config(small, **text):
-    from coco_jax.config import default
-
-    config = default()
-    small(config)
-    config.text.update(**text)
-    return config
+    fields = configs.default()
+    small(fields)
+    fields.text.update(**text)
+    return fields
 
 
 @pytest.fixture(scope="module")
