@@ -150,7 +150,7 @@ def fill(
     missing_X = np.flatnonzero(store.rows(digests_X) < 0)
     _, first = np.unique(digests_X[missing_X], return_index=True)
     # Texts of similar lengths together, so that `encode` can leave out most of the padding.
-    missing = sorted((texts[i] for i in missing_X[first]), key=len)
+    missing = sorted((texts[i] for i in missing_X[np.sort(first)]), key=len)
     if not missing:
         return store
     had = len(store.digests_N)
