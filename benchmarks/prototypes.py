@@ -37,8 +37,8 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def linear_ridge(new: Texts, seen: Texts, v_SF: np.ndarray, blocks: tuple[str, ...]) -> np.ndarray:
     """Prototypes by ridge regression from the concatenated texts; no hubness term."""
-    x_KBW, seen_SBW = (np.stack([x[block] for block in blocks], 1) for x in (new, seen))
-    return np.asarray(ridge.predict_linear(x_KBW, seen_SBW, v_SF))
+    x_KNW, seen_SNW = (np.stack([x[block] for block in blocks], 1) for x in (new, seen))
+    return np.asarray(ridge.predict_linear(x_KNW, seen_SNW, v_SF))
 
 
 def kernel_ridge(new: Texts, seen: Texts, v_SF: np.ndarray, blocks: tuple[str, ...]) -> np.ndarray:

@@ -16,7 +16,7 @@ def get_config():
     c.sweep.split = tuple(map(str, range(200, 216)))
     c.alignment = "episodic"
     c.data.name = "kinetics_prototypes"
-    c.data.batch = 300
+    c.data.batch = 256
     c.data.cache = True
     c.text.corpus = "actionhub/starter"
     c.text.templates = ("{}", "a video of {}", "a person doing {}")

@@ -63,7 +63,7 @@ class Task:
     removed_descriptions: int  # how many were collected from tested videos
     classes: dict[str, list[str]]  # display names of "seen", "pool" and "unseen"
     corpus: Corpus
-    # The features `U B W` of the pool in each block, for the closed form; the only texts of its steps.
+    # The features `U N W` of the pool in each block, for the closed form; the only texts of its steps.
     pool: np.ndarray | None = None
 
     @property

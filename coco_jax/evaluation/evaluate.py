@@ -1,9 +1,9 @@
 """Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
@@ -117,34 +117,47 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     }
 
 
-def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, float | None]]:
-    """Top-1 and top-5 of ridge regression on the run's texts and features, without trained constants.
+def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
+    """Accuracies of ridge regression on the run's texts and features, without trained constants.
 
     "linear" regresses from the concatenated texts; "kernel" has the constants of `config.ridge`.
     """
     constants = task.config.ridge
     weight_of = dict(zip(ridge.BLOCKS, constants.weights, strict=True))
-    weight_B = np.array([weight_of[block] for block in text_blocks(task.config)], np.float32)
-    videos_SF = class_means(task)
-    tested_UF = stored_features(task.dataset.records, task.plan.test_unseen, task.config)
-    mean_F = jnp.asarray(videos_SF.mean(0))
-    seen_SF, v_UF = (ridge.centre(jnp.asarray(x_NF), mean_F) for x_NF in (videos_SF, tested_UF))
-    texts_KBW, seen_SBW = (jnp.asarray(class_features(task, g)) for g in ("unseen", "seen"))
-    linear_KF = ridge.predict_linear(texts_KBW, seen_SBW, seen_SF)
-    kernel_KF = ridge.predict(
-        texts_KBW,
-        seen_SBW,
-        seen_SF,
-        jnp.asarray(weight_B / weight_B.sum()),
+    weight_N = np.array([weight_of[block] for block in text_blocks(task.config)], np.float32)
+    scores = _ridge_scores(
+        class_features(task, "unseen"),
+        class_features(task, "seen"),
+        class_means(task),
+        stored_features(task.dataset.records, task.plan.test_unseen, task.config),
+        weight_N / weight_N.sum(),
         constants.width,
         constants.strength,
+        constants.hubness,
+        constants.neighbours,
     )
-    hubness_K = ridge.hubness(kernel_KF, seen_SF, constants.neighbours)
-    scores = {
-        "linear": v_UF @ linear_KF.T,
-        "kernel": v_UF @ kernel_KF.T - constants.hubness * hubness_K,
-    }
     return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+@functools.partial(jax.jit, static_argnums=8)
+def _ridge_scores(
+    texts_KNW: jax.Array,
+    seen_SNW: jax.Array,
+    videos_SF: jax.Array,
+    tested_UF: jax.Array,
+    weight_N: jax.Array,
+    width: float,
+    strength: float,
+    hubness: float,
+    neighbours: int,
+) -> dict[str, jax.Array]:
+    with jax.default_matmul_precision("float32"):
+        mean_F = videos_SF.mean(0)
+        seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
+        linear_KF = ridge.predict_linear(texts_KNW, seen_SNW, seen_SF)
+        kernel_KF = ridge.predict(texts_KNW, seen_SNW, seen_SF, weight_N, width, strength)
+        penalty_K = hubness * ridge.hubness(kernel_KF, seen_SF, neighbours)
+        return {"linear": v_UF @ linear_KF.T, "kernel": v_UF @ kernel_KF.T - penalty_K}
 
 
 def _accuracies(

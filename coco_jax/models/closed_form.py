@@ -20,7 +20,7 @@ class EpisodeBatch(TypedDict):
 
     video: Array  # float32 B F features
     label: Array  # int32 B, an index into the seen classes
-    pool: Array  # float32 U B W, the text features of the pool in each block; U is 0 without a pool
+    pool: Array  # float32 U N W, the text features of the pool in each block; U is 0 without a pool
 
 
 class SeenClasses(nnx.Module):
@@ -49,7 +49,7 @@ class BackAttention(nnx.Module):
         self.log_tau_r = nnx.Param(jnp.log(jnp.float32(config.cycle.tau_r)))
 
 
-def _log_weights(config: ConfigDict) -> Float[Array, " B"]:
+def _log_weights(config: ConfigDict) -> Float[Array, " N"]:
     weights = dict(zip(ridge.BLOCKS, config.ridge.weights, strict=True))
     return jnp.log(jnp.array([weights[block] for block in text_blocks(config)], jnp.float32))
 
@@ -88,29 +88,29 @@ class ClosedForm(nnx.Module):
         return ridge.centre(video_BF, self.seen.videos[...].mean(0))
 
     def scores(
-        self, v_BF: Float[Array, "B F"], texts_KBW: Float[Array, "K B W"]
+        self, v_BF: Float[Array, "B F"], texts_KNW: Float[Array, "K N W"]
     ) -> Float[Array, "B K"]:
         """score(v, c) = v . v_c - hubness weight x hubness of v_c, float32.
 
         Args:
           v_BF: embedded videos, unit length.
-          texts_KBW: text features of the candidates in each block, unit length.
+          texts_KNW: text features of the candidates in each block, unit length.
         """
         with jax.default_matmul_precision("float32"):
             seen_SF = self.embed_videos(self.seen.videos[...])
-            v_KF = self._predict(texts_KBW, self.seen.texts[...], seen_SF)
+            v_KF = self._predict(texts_KNW, self.seen.texts[...], seen_SF)
             return self._compare(v_BF, v_KF, seen_SF)
 
     def _predict(
         self,
-        texts_KBW: Float[Array, "K B W"],
-        seen_SBW: Float[Array, "S B W"],
+        texts_KNW: Float[Array, "K N W"],
+        seen_SNW: Float[Array, "S N W"],
         seen_SF: Float[Array, "S F"],
     ) -> Float[Array, "K F"]:
         constants = self.constants
-        weight_B = jax.nn.softmax(constants.log_weight[...])
+        weight_N = jax.nn.softmax(constants.log_weight[...])
         width, strength = jnp.exp(constants.log_width[...]), jnp.exp(constants.log_strength[...])
-        return ridge.predict(texts_KBW, seen_SBW, seen_SF, weight_B, width, strength)
+        return ridge.predict(texts_KNW, seen_SNW, seen_SF, weight_N, width, strength)
 
     def _compare(
         self, v_BF: Float[Array, "B F"], v_KF: Float[Array, "K F"], seen_SF: Float[Array, "S F"]
@@ -129,12 +129,12 @@ class ClosedForm(nnx.Module):
             return self._losses(batch, key)
 
     def _losses(self, batch: EpisodeBatch, key: jax.Array) -> dict[str, Float[Array, ""]]:
-        classes, texts_SBW = len(self.seen.videos[...]), self.seen.texts[...]
+        classes, texts_SNW = len(self.seen.videos[...]), self.seen.texts[...]
         count = held_out_classes(classes, self.config.ridge.held_out)
         held_out, rest = jnp.split(jax.random.permutation(key, classes), [count])
         mean_F = self.seen.videos[rest].mean(0)
         rest_RF = ridge.centre(self.seen.videos[rest], mean_F)
-        v_HF = self._predict(texts_SBW[held_out], texts_SBW[rest], rest_RF)
+        v_HF = self._predict(texts_SNW[held_out], texts_SNW[rest], rest_RF)
         v_BF = ridge.centre(batch["video"], mean_F)
         # The place of each video's class among the held-out ones; -1 for the others.
         place_S = jnp.full(classes, -1).at[held_out].set(jnp.arange(count))
@@ -143,10 +143,10 @@ class ClosedForm(nnx.Module):
         loss = cross_entropy(logits_BH, jnp.maximum(place_B, 0), place_B >= 0)
         terms = {"description" if uses_descriptions(self.config) else "label": loss}
         if uses_cycle(self.config):
-            pool_UBW = batch["pool"]
+            pool_UNW = batch["pool"]
             if self.config.cycle.pool == "episodic":
-                pool_UBW = texts_SBW[held_out]
-            terms["cycle"] = self._cycle(texts_SBW[rest], rest_RF, pool_UBW)
+                pool_UNW = texts_SNW[held_out]
+            terms["cycle"] = self._cycle(texts_SNW[rest], rest_RF, pool_UNW)
             loss += self.config.model.lambda_cycle * terms["cycle"]
         constants = {
             "width": jnp.exp(self.constants.log_width[...]),
@@ -157,21 +157,21 @@ class ClosedForm(nnx.Module):
 
     def _cycle(
         self,
-        seen_SBW: Float[Array, "S B W"],
+        seen_SNW: Float[Array, "S N W"],
         seen_SF: Float[Array, "S F"],
-        pool_UBW: Float[Array, "U B W"],
+        pool_UNW: Float[Array, "U N W"],
     ) -> Float[Array, ""]:
         """L_cycle: seen classes rebuilt from the pool's predicted vectors, compared with their own."""
-        mean_BW = seen_SBW.mean(0)
-        weight_B, tau_r = jnp.exp(_log_weights(self.config)), jnp.float32(self.config.cycle.tau_r)
+        mean_NW = seen_SNW.mean(0)
+        weight_N, tau_r = jnp.exp(_log_weights(self.config)), jnp.float32(self.config.cycle.tau_r)
         if self.back is not None:
-            weight_B, tau_r = jnp.exp(self.back.log_weight[...]), jnp.exp(self.back.log_tau_r[...])
+            weight_N, tau_r = jnp.exp(self.back.log_weight[...]), jnp.exp(self.back.log_tau_r[...])
         logits_SU = ridge.similarity(
-            ridge.centre(seen_SBW, mean_BW),
-            ridge.centre(pool_UBW, mean_BW),
-            weight_B / weight_B.sum() / tau_r,
+            ridge.centre(seen_SNW, mean_NW),
+            ridge.centre(pool_UNW, mean_NW),
+            weight_N / weight_N.sum() / tau_r,
         )
-        pool_UF = self._predict(pool_UBW, seen_SBW, seen_SF)
+        pool_UF = self._predict(pool_UNW, seen_SNW, seen_SF)
         rebuilt_SF = normalise(jax.nn.softmax(logits_SU) @ pool_UF)
         return cycle_loss(rebuilt_SF, seen_SF, self.config.cycle.form, self.tau)
 

@@ -22,34 +22,34 @@ BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
 LINEAR_STRENGTH = {1: 4.0, 2: 4.0, 3: 2.0}
 
 
-def centre(x_KBW: Float[Array, "K *B W"], mean_BW: Float[Array, "*B W"]) -> Float[Array, "K *B W"]:
+def centre(x_KNW: Float[Array, "K *N W"], mean_NW: Float[Array, "*N W"]) -> Float[Array, "K *N W"]:
     """Subtracts the mean over the seen classes; returns unit vectors."""
-    return normalise(x_KBW - mean_BW)
+    return normalise(x_KNW - mean_NW)
 
 
 def similarity(
-    x_KBW: Float[Array, "K B W"], y_SBW: Float[Array, "S B W"], weight_B: Float[Array, " B"]
+    x_KNW: Float[Array, "K N W"], y_SNW: Float[Array, "S N W"], weight_N: Float[Array, " N"]
 ) -> Float[Array, "K S"]:
     """The weighted sum over the blocks of the dot products of two sets of classes."""
-    dot_BKS = jnp.einsum("kbw,sbw->bks", x_KBW, y_SBW)
-    return jnp.einsum("bks,b->ks", dot_BKS, weight_B)
+    dot_NKS = jnp.einsum("knw,snw->nks", x_KNW, y_SNW)
+    return jnp.einsum("nks,n->ks", dot_NKS, weight_N)
 
 
 def gaussian_kernel(
-    x_KBW: Float[Array, "K B W"],
-    y_SBW: Float[Array, "S B W"],
-    weight_B: Float[Array, " B"],
+    x_KNW: Float[Array, "K N W"],
+    y_SNW: Float[Array, "S N W"],
+    weight_N: Float[Array, " N"],
     width: Float[Array, ""] | float,
 ) -> Float[Array, "K S"]:
-    """exp(-sum_b weight_b (1 - cosine_b) / width).
+    """exp(-sum_n weight_n (1 - cosine_n) / width).
 
     Args:
-      x_KBW: text features of K classes, centred, unit length in each block.
-      y_SBW: the same of S classes.
-      weight_B: of the blocks.
+      x_KNW: text features of K classes, centred, unit length in each block.
+      y_SNW: the same of S classes.
+      weight_N: of the blocks.
       width: of the kernel.
     """
-    return jnp.exp((similarity(x_KBW, y_SBW, weight_B) - weight_B.sum()) / width)
+    return jnp.exp((similarity(x_KNW, y_SNW, weight_N) - weight_N.sum()) / width)
 
 
 def solve(
@@ -72,38 +72,38 @@ def solve(
 
 
 def predict(
-    x_KBW: Float[Array, "K B W"],
-    seen_SBW: Float[Array, "S B W"],
+    x_KNW: Float[Array, "K N W"],
+    seen_SNW: Float[Array, "S N W"],
     v_SF: Float[Array, "S F"],
-    weight_B: Float[Array, " B"],
+    weight_N: Float[Array, " N"],
     width: Float[Array, ""] | float,
     strength: Float[Array, ""] | float,
 ) -> Float[Array, "K F"]:
     """The vectors that K classes have by their texts, with the Gaussian kernel; unit length.
 
     Args:
-      x_KBW: text features of the classes in each block.
-      seen_SBW: text features of the seen classes.
+      x_KNW: text features of the classes in each block.
+      seen_SNW: text features of the seen classes.
       v_SF: vectors of the seen classes, unit length.
-      weight_B: of the blocks.
+      weight_N: of the blocks.
       width: of the kernel.
       strength: of the regularisation.
     """
-    mean_BW = seen_SBW.mean(0)
-    x_KBW, seen_SBW = centre(x_KBW, mean_BW), centre(seen_SBW, mean_BW)
-    gram_SS = gaussian_kernel(seen_SBW, seen_SBW, weight_B, width)
-    return solve(gaussian_kernel(x_KBW, seen_SBW, weight_B, width), gram_SS, v_SF, strength)
+    mean_NW = seen_SNW.mean(0)
+    x_KNW, seen_SNW = centre(x_KNW, mean_NW), centre(seen_SNW, mean_NW)
+    gram_SS = gaussian_kernel(seen_SNW, seen_SNW, weight_N, width)
+    return solve(gaussian_kernel(x_KNW, seen_SNW, weight_N, width), gram_SS, v_SF, strength)
 
 
 def predict_linear(
-    x_KBW: Float[Array, "K B W"], seen_SBW: Float[Array, "S B W"], v_SF: Float[Array, "S F"]
+    x_KNW: Float[Array, "K N W"], seen_SNW: Float[Array, "S N W"], v_SF: Float[Array, "S F"]
 ) -> Float[Array, "K F"]:
     """As `predict`, by linear ridge regression from the concatenated blocks: the usual baseline."""
-    mean_BW, weight_B = seen_SBW.mean(0), jnp.ones(seen_SBW.shape[1])
-    x_KBW, seen_SBW = centre(x_KBW, mean_BW), centre(seen_SBW, mean_BW)
-    gram_SS = similarity(seen_SBW, seen_SBW, weight_B)
+    mean_NW, weight_N = seen_SNW.mean(0), jnp.ones(seen_SNW.shape[1])
+    x_KNW, seen_SNW = centre(x_KNW, mean_NW), centre(seen_SNW, mean_NW)
+    gram_SS = similarity(seen_SNW, seen_SNW, weight_N)
     return solve(
-        similarity(x_KBW, seen_SBW, weight_B), gram_SS, v_SF, LINEAR_STRENGTH[len(weight_B)]
+        similarity(x_KNW, seen_SNW, weight_N), gram_SS, v_SF, LINEAR_STRENGTH[len(weight_N)]
     )
 
 

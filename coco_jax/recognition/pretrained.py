@@ -108,9 +108,9 @@ def predict_prototypes(
       width: of the kernel.
       ridge: strength of the regularisation.
     """
-    x_KBW, y_SBW = (np.stack([x[block] for block in block_weights], 1) for x in (texts, seen_texts))
-    weight_B = np.array(list(block_weights.values()), np.float32)
-    return np.asarray(_predict(x_KBW, y_SBW, seen_SF, weight_B, width, ridge))
+    x_KNW, y_SNW = (np.stack([x[block] for block in block_weights], 1) for x in (texts, seen_texts))
+    weight_N = np.array(list(block_weights.values()), np.float32)
+    return np.asarray(_predict(x_KNW, y_SNW, seen_SF, weight_N, width, ridge))
 
 
 def hubness(

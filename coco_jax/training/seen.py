@@ -40,20 +40,20 @@ def set_from_data(task: Task, params: Params) -> Params:
     if "seen" not in params:
         return params
     config, videos_SF = task.config, class_means(task)
-    texts_SBW = class_features(task, "seen")
+    texts_SNW = class_features(task, "seen")
     if config.alignment != "learned":
         return params | {
-            "seen": _replace(params["seen"], {"texts": texts_SBW, "videos": videos_SF})
+            "seen": _replace(params["seen"], {"texts": texts_SNW, "videos": videos_SF})
         }
     places = [ridge.BLOCKS.index(block) for block in text_blocks(config)]
-    means = np.zeros((len(ridge.BLOCKS), texts_SBW.shape[2]), np.float32)
-    means[places] = texts_SBW.mean(0)
+    means = np.zeros((len(ridge.BLOCKS), texts_SNW.shape[2]), np.float32)
+    means[places] = texts_SNW.mean(0)
     params = params | {
         "seen": _replace(params["seen"], {"texts": means, "video": videos_SF.mean(0)})
     }
     if config.model.start == "ridge":
         start = {
-            "text_out": {"kernel": _linear_map(texts_SBW, videos_SF)},
+            "text_out": {"kernel": _linear_map(texts_SNW, videos_SF)},
             "video_out": {"kernel": np.eye(videos_SF.shape[1])},
         }
         params = params | {name: _replace(params[name], value) for name, value in start.items()}
@@ -61,15 +61,14 @@ def set_from_data(task: Task, params: Params) -> Params:
 
 
 def _linear_map(
-    texts_SBW: Float[np.ndarray, "S B W"], videos_SF: Float[np.ndarray, "S F"]
+    texts_SNW: Float[np.ndarray, "S N W"], videos_SF: Float[np.ndarray, "S F"]
 ) -> Float[np.ndarray, "W F"]:
     """Ridge regression from the texts of every kind, each a row, to the vector of their class."""
-    x_SBW = ridge.centre(jnp.asarray(texts_SBW), jnp.asarray(texts_SBW.mean(0)))
-    x_NW = x_SBW.reshape(-1, texts_SBW.shape[2])
+    x_SNW = ridge.centre(jnp.asarray(texts_SNW), jnp.asarray(texts_SNW.mean(0)))
     v_SF = ridge.centre(jnp.asarray(videos_SF), jnp.asarray(videos_SF.mean(0)))
-    v_NF = jnp.repeat(v_SF, texts_SBW.shape[1], 0)
-    gram_WW = x_NW.T @ x_NW + ridge.LINEAR_STRENGTH[texts_SBW.shape[1]] * jnp.eye(x_NW.shape[1])
-    return np.asarray(jnp.linalg.solve(gram_WW, x_NW.T @ v_NF))
+    strength = ridge.LINEAR_STRENGTH[texts_SNW.shape[1]]
+    gram_WW = jnp.einsum("snw,snv->wv", x_SNW, x_SNW) + strength * jnp.eye(texts_SNW.shape[2])
+    return np.asarray(jnp.linalg.solve(gram_WW, jnp.einsum("snw,sf->wf", x_SNW, v_SF)))
 
 
 def _replace(params: Params, values: Any) -> Params:

@@ -58,7 +58,8 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
     def encode(batch: Sequence[str]) -> np.ndarray:
         ids_xL = task.tokenizer(batch)
         length = ids_xL.shape[1]
-        if config.text_tower.mask_padding:  # the tower ignores it: leave out what all texts have
+        # The tower ignores padding, so leave out what all texts of the batch have.
+        if config.text_tower.mask_padding:
             longest = int(np.flatnonzero((ids_xL != PADDING_ID).any(0)).max(initial=0)) + 1
             length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, length)
         # Few shapes, so that the tower is compiled a few times only.
@@ -89,7 +90,7 @@ def with_features(task: Task, program: Program, params: Params) -> Task:
     return task if is_learned else dataclasses.replace(task, pool=class_features(task, "pool"))
 
 
-def class_features(task: Task, group: str) -> Float[np.ndarray, "K B W"]:
+def class_features(task: Task, group: str) -> Float[np.ndarray, "K N W"]:
     """One unit vector for each class of a group and each of its kinds of texts (`config.text_blocks`).
 
     "label" is the mean over the prompt templates, "captions" over the first `text.eval_descriptions`

@@ -16,7 +16,7 @@ def unit(x):
 
 @pytest.fixture
 def problem():
-    """Texts `K B W` of 4 new and 7 seen classes, and vectors `S F` of the seen ones."""
+    """Texts `K N W` of 4 new and 7 seen classes, and vectors `S F` of the seen ones."""
     rng = np.random.default_rng(0)
     x, seen = unit(rng.normal(size=(4, 3, 6))), unit(rng.normal(size=(7, 3, 6)))
     return tuple(jnp.asarray(a, jnp.float32) for a in (x, seen, unit(rng.normal(size=(7, 5)))))
