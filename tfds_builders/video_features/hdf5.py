@@ -122,6 +122,9 @@ def main() -> None:
     ):  # a lower limit is set, or the system does not have this one
         resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A profiler in the parent process may ignore or block the signal, and a child inherits that.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     _limit_time()
     try:
         path = sys.argv[1]
