@@ -106,7 +106,7 @@ def clips() -> pathlib.Path:
 
 
 def tiny_config(data_dir: str, **changes):
-    """The demo config, made so small that a step takes milliseconds.
+    """configs/demo.py, made so small that a step takes milliseconds.
 
     `changes` set fields, for example `data__batch=8` for `data.batch`.
     """

@@ -174,3 +174,10 @@ def quiet() -> None:
         logging.get_absl_logger().addFilter(
             lambda record: "_SignalingThread.run() raised" not in record.getMessage()
         )
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Hides an error of orbax: if it cannot read one array, it stops waiting for those that follow."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)

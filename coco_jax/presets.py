@@ -36,6 +36,10 @@ class VideoTowerConfig:
     pre_norm: bool
     temporal: str = "blocks"
     auxiliary_depth: int = 0
+    pool_heads: int = 0
+    pool_mlp_ratio: float = 0.0
+    class_token: bool = False
+    rope: bool = False
     norm_epsilon: float = 1e-6
     attention_logit_cap: float = 0.0
 
@@ -114,6 +118,10 @@ class _Size(NamedTuple):
         return dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=ratio)
 
 
+# Video towers other than PE-Core's: the pool is like the blocks, and all positions are learned.
+_PLAIN = dict(pool_heads=0, pool_mlp_ratio=0.0, class_token=False, rope=False)
+
+
 def _clip(
     weights: str, patch: int, video: _Size, text: _Size, dim: int, activation: str = "quick_gelu"
 ) -> Preset:
@@ -124,6 +132,7 @@ def _clip(
     return Preset(
         video_tower=shared
         | video.fields()
+        | _PLAIN
         | dict(
             size=224,
             patch=patch,
@@ -160,6 +169,7 @@ def _siglip(
     )
     return Preset(
         video_tower=shared
+        | _PLAIN
         | dict(
             size=size,
             patch=patch,
@@ -187,11 +197,41 @@ def _siglip(
     )
 
 
+def _pe(
+    name: str, patch: int, size: int, video: _Size, text: _Size, length: int, class_token: bool
+) -> Preset:
+    """PE-Core (arXiv 2504.13181): CLIP with rotary positions and attention pooling."""
+    clip = _clip(
+        f"hf:timm/PE-Core-{name}/open_clip_model.safetensors",
+        patch,
+        video,
+        text,
+        text.width,
+        "gelu",
+    )
+    changes = dict(
+        size=size,
+        pool="map",
+        pool_heads=8,
+        pool_mlp_ratio=4.0,
+        class_token=class_token,
+        rope=True,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    return clip._replace(
+        video_tower={**clip.video_tower, **changes},
+        # PE-Core's byte-pair vocabulary is CLIP's.
+        text={**clip.text, "tokenizer": "hf:openai/clip-vit-base-patch16", "length": length},
+    )
+
+
 def _videoprism(weights: str, frames: int, video: _Size) -> Preset:
     """VideoPrism-LvT (arXiv 2402.13217): a video tower, not an image tower; 288 pixels."""
     shared = video.fields() | dict(weights=weights, norm_epsilon=1e-6, attention_logit_cap=50.0)
     return Preset(
         video_tower=shared
+        | _PLAIN
         | dict(
             frames=frames,
             size=288,
@@ -288,6 +328,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "siglip2_so400m": _siglip(
         "hf:google/siglip2-so400m-patch14-224", "siglip2", 256_000, 14, 224, _SO400M
+    ),
+    "pe_core_t16": _pe("T-16-384", 16, 384, _Size(192, 3, 12), _Size(512, 8, 12), 32, True),
+    "pe_core_s16": _pe("S-16-384", 16, 384, _Size(384, 6, 12), _Size(512, 8, 12), 32, True),
+    "pe_core_b16": _pe("B-16", 16, 224, _BASE, _LARGE, 32, True),
+    "pe_core_l14": _pe("L-14-336", 14, 336, _LARGE, _LARGE, 32, True),
+    "pe_core_g14": _pe(
+        "bigG-14-448", 14, 448, _Size(1536, 16, 50, 8960), _Size(1280, 20, 24), 72, False
     ),
     "videoprism_base": _videoprism("hf:google/videoprism-lvt-base-f16r288", 16, _BASE),
     "videoprism_large": _videoprism("hf:google/videoprism-lvt-large-f8r288", 8, _LARGE),

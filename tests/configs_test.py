@@ -22,8 +22,8 @@ from tfds_builders.common import testing
 from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
 
 NAMES = (
-    "k400_zsar", "k400_zsar_siglip2", "k400_zsar_videoprism", "k400_zsar_i3d", "ucf101_zsar",
-    "hmdb51_zsar", "ucf101_cross", "hmdb51_cross",
+    "k400_zsar", "k400_zsar_siglip2", "k400_zsar_videoprism", "k400_zsar_i3d", "k400_zsar_pe",
+    "ucf101_zsar", "hmdb51_zsar", "ucf101_cross", "hmdb51_cross",
 )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def test_config_is_valid_and_has_a_corpus_and_a_frozen_text_tower(name):
     assert config.text.corpus.startswith("actionhub/") and config.text_tower.trainable == "none"
 
 
-@pytest.mark.parametrize("name", NAMES[:4])  # the others have the first one's towers
+# The others have the first one's towers, or PE-Core's, of which tests/weights/pe_test.py has the shapes.
+@pytest.mark.parametrize("name", NAMES[:4])
 def test_towers_have_the_published_size_and_a_step_keeps_all_shapes(name):
     """Only shapes are computed."""
     config = load(name)
@@ -89,9 +90,10 @@ def benchmarks(tmp_path_factory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("benchmarks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kinetics, "SEEN", len(kinetics_test.SEEN))
-        patch.setattr(kinetics.Builder, "url_infos", {})
         kinetics_test.fake_videos(place / "kinetics")
         kinetics_test.fake_annotations(place / "kinetics" / "annotations")
+        infos = kinetics_test.checksums(place / "kinetics" / "annotations")
+        patch.setattr(kinetics.Builder, "url_infos", infos)
         build("kinetics_zsar/video", str(place / "data"), str(place / "kinetics"))
     for name, test in (("ucf101", ucf101_test), ("hmdb51", hmdb51_test)):
         testing.write(place / name / "videos", test.fake_lists(place / name / "lists"))
@@ -136,8 +138,9 @@ def shrunk(config: ConfigDict, data: pathlib.Path) -> ConfigDict:
     return config
 
 
-# I3D has one shape only, whose two compilations take minutes; tests/weights/i3d_test.py has the rest.
-@pytest.mark.parametrize("name", [name for name in NAMES if "i3d" not in name])
+# I3D has one shape only, whose two compilations take minutes; PE-Core's config differs from the first
+# one's only in its towers. tests/weights has the rest.
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("i3d", "pe"))])
 def test_two_steps_and_an_evaluation_on_generated_videos(benchmarks, tmp_path, name):
     config = shrunk(load(name), benchmarks)
     metrics = run(config, tmp_path, "both", False)

@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -150,15 +149,9 @@ def uninterrupted(tmp_path_factory, data_dir):
     return config, folder / "run"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start_two(config, workdir, *flags):
     """Two processes of one run, each with two devices."""
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{runs.free_port()}"
     flags = (*flags, f"--coordinator={address}", "--processes=2")
     return [
         subprocess.Popen(
@@ -331,7 +324,7 @@ def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path
         ("text_tower__heads", 5, "is not a multiple of text_tower.heads, 5"),
         ("text__corpus", None, "needs descriptions"),
         ("data__batch", 12, "does not divide"),
-        ("video_tower__patch", 0, "config.video_tower.patch: 0 must be more than 0"),
+        ("video_tower__patch", 0, "config.video_tower.patch: 0 must be from 1 to 4,096"),
         ("video_tower__pool", "max", "is not one of cls, map, wide_map, mean"),
         ("model__dtype", "float17", "is not one of float32"),
         ("cycle__stop_gradient", ("targets",), "'targets' is not one of seen, unseen, target"),

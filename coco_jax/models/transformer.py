@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -76,12 +77,66 @@ def capped_attention(
     return jnp.einsum("...hqk,...khe->...qhe", weights, value)
 
 
+def rotary_angles(side: int, class_token: bool, width: int) -> Float[Array, "N E"]:
+    """Angles in radians by which rotary positions turn the values of a head, two by two.
+
+    As in PE (arXiv 2504.13181): the first half of the values turns with the column of a patch, the
+    second with its row. Pair i of a half, which has width / 4 pairs, turns by
+    position / 10000 ** (i / (width / 4)).
+
+    Args:
+      side: patches per side of a frame.
+      class_token: whether a class token comes first. It is not turned, and the patches' positions
+        start at 1 instead of 0.
+      width: number of values of a head, a multiple of 4.
+    """
+    pairs = width // 4
+    rate_F = (1e4 ** -(np.arange(pairs) / pairs)).astype(np.float32).repeat(2)
+    angle_SF = (jnp.arange(side) + class_token)[:, None] * rate_F
+    angle_NE = jnp.concatenate([jnp.tile(angle_SF, (side, 1)), angle_SF.repeat(side, 0)], 1)
+    return jnp.pad(angle_NE, ((int(class_token), 0), (0, 0)))
+
+
+def rotary_attention(
+    query: Float[Array, "*B N H E"],
+    key: Float[Array, "*B N H E"],
+    value: Float[Array, "*B N H E"],
+    *,
+    rope: tuple[int, bool],
+    attention_fn: Callable[..., jax.Array],
+    **settings: Any,
+) -> Float[Array, "*B N H E"]:
+    """Attention with rotary positions (arXiv 2104.09864) of the patches of a frame.
+
+    An `attention_fn` of `nnx.MultiHeadAttention`.
+
+    Args:
+      query: `... N H E`.
+      key: `... N H E`.
+      value: `... N H E`.
+      rope: `side` and `class_token` of `rotary_angles`.
+      attention_fn: called with the turned queries and keys.
+      **settings: other arguments of `attention_fn`.
+    """
+    angle_N1E = rotary_angles(*rope, query.shape[-1])[:, None]
+    cos, sin = jnp.cos(angle_N1E), jnp.sin(angle_N1E)
+    is_first_E = np.arange(query.shape[-1]) % 2 == 0
+
+    def turn(x: jax.Array) -> jax.Array:
+        # (a, b) -> (a cos - b sin, b cos + a sin). Rolling avoids an axis of length 2, which is slow.
+        other = jnp.where(is_first_E, -jnp.roll(x, -1, -1), jnp.roll(x, 1, -1))
+        return (x * cos + other * sin).astype(x.dtype)
+
+    return attention_fn(turn(query), turn(key), value, **settings)
+
+
 def make_attention(
     width: int,
     heads: int,
     *,
     inner: int | None = None,
     attention_logit_cap: float = 0.0,
+    rope: tuple[int, bool] | None = None,
     lora: tuple[int, float] | None = None,
     zero: bool = False,
     dtype: Any = None,
@@ -94,14 +149,19 @@ def make_attention(
       heads: number of heads.
       inner: total width of all heads; `width` by default.
       attention_logit_cap: bound of the attention logits, or 0 for none.
+      rope: patches per side of a frame and whether a class token comes first, for rotary positions;
+        or None.
       lora: rank and scale of a low-rank correction of queries and values, or None.
       zero: initialise the output projection with zeros.
       dtype: of activations.
       rngs: random state for the initial parameters.
     """
-    settings: dict = {}
+    attention_fn: Callable[..., jax.Array] = nnx.dot_product_attention
     if attention_logit_cap:
-        settings["attention_fn"] = functools.partial(capped_attention, cap=attention_logit_cap)
+        attention_fn = functools.partial(capped_attention, cap=attention_logit_cap)
+    if rope:
+        attention_fn = functools.partial(rotary_attention, rope=rope, attention_fn=attention_fn)
+    settings: dict = {"attention_fn": attention_fn}
     if zero:
         settings["out_kernel_init"] = nnx.initializers.zeros
     attention = nnx.MultiHeadAttention(
@@ -153,6 +213,7 @@ class Block(nnx.Module):
         epsilon: float = 1e-6,
         norm: str = "pre",
         attention_logit_cap: float = 0.0,
+        rope: tuple[int, bool] | None = None,
         lora: tuple[int, float] | None = None,
         zero: bool = False,
         mixer: Callable[[], nnx.Module] | None = None,
@@ -170,6 +231,8 @@ class Block(nnx.Module):
           epsilon: of the LayerNorms.
           norm: "pre": normalise the input of each branch; "post": normalise each sum (BERT).
           attention_logit_cap: bound of the attention logits, or 0 for none.
+          rope: patches per side of a frame and whether a class token comes first, for rotary
+            positions; or None.
           lora: rank and scale of LoRA on queries and values, or None.
           zero: initialise so that the block is the identity.
           mixer: makes a module that mixes frames before the block (models/temporal.py).
@@ -187,6 +250,7 @@ class Block(nnx.Module):
             width,
             heads,
             attention_logit_cap=attention_logit_cap,
+            rope=rope,
             lora=lora,
             zero=zero,
             dtype=dtype,

@@ -22,7 +22,8 @@ class VideoTower(nnx.Module):
 
     Frames are cut into patches, each `tubelet` frames long. `depth` spatial blocks mix the patches
     of one time step, `pool` reduces them to one vector, and `temporal` selects how the time steps
-    are mixed before their mean is taken. With `tubelet=1` the spatial part is a plain ViT.
+    are mixed before their mean is taken. With `tubelet=1` the spatial part is a plain ViT. With
+    `rope` its attention has rotary positions, in addition to the learned ones.
     With `temporal="tokens"` (VideoPrism) time is mixed separately at each patch position, then
     `auxiliary_depth` blocks mix all tokens, and `pool` reduces all of them to one vector.
     """
@@ -83,8 +84,9 @@ class VideoTower(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        has_cls = tower.pool == "cls"
-        tokens = (tower.size // tower.patch) ** 2 + has_cls
+        has_cls = tower.class_token or tower.pool == "cls"
+        side = tower.size // tower.patch
+        tokens = side**2 + has_cls
         self.cls = nnx.Param(normal(rngs.params(), (width,))) if has_cls else None
         self.position = nnx.Param(normal(rngs.params(), (tokens, width)))
         self.pre_norm = norm() if tower.pre_norm else None
@@ -94,14 +96,20 @@ class VideoTower(nnx.Module):
             ),
             "shift": lambda: TemporalShift(steps, width),
         }.get(tower.temporal)
-        self.spatial = Blocks(tower.depth, **block, lora=lora, mixer=mixer)
+        self.spatial = Blocks(
+            tower.depth,
+            **block,
+            lora=lora,
+            mixer=mixer,
+            rope=(side, has_cls) if tower.rope else None,
+        )
         self.norm = norm()
         self.map = nnx.data(None)
         if tower.pool in ("map", "wide_map"):
             self.map = AttentionPool(
                 width,
-                tower.heads,
-                tower.mlp_ratio,
+                tower.pool_heads or tower.heads,
+                tower.pool_mlp_ratio or tower.mlp_ratio,
                 activation=tower.activation,
                 epsilon=epsilon,
                 wide=tower.pool == "wide_map",
@@ -175,12 +183,25 @@ class VideoTower(nnx.Module):
 
 
 class FeatureTower(nnx.Module):
-    """An MLP over precomputed features, in place of a video tower."""
+    """An MLP over precomputed features, in place of a video tower.
+
+    With `linear` it returns the features unchanged, so that only a linear projection follows.
+    """
 
     def __init__(
-        self, *, features: int, width: int, dropout: float, dtype: Any = None, rngs: nnx.Rngs
+        self,
+        *,
+        features: int,
+        width: int,
+        dropout: float,
+        linear: bool = False,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
     ):
-        self.width = width
+        self.linear = linear
+        self.width = features if linear else width  # of the result
+        if linear:
+            return
         self.up = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -190,5 +211,7 @@ class FeatureTower(nnx.Module):
         self, x_BF: Float[Array, "B F"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
         """Embeds features; a `key` turns dropout on."""
+        if self.linear:
+            return x_BF
         h_BD = jax.nn.gelu(self.norm(self.up(x_BF)))
         return self.down(self.dropout(h_BD, deterministic=key is None, rngs=key))

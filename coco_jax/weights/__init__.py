@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
-from coco_jax.weights import bert, clip, files, i3d, siglip, videoprism
+from coco_jax.weights import bert, clip, files, i3d, pe, siglip, videoprism
 from coco_jax.weights.table import Family, family_of, fill
 
 FAMILIES: tuple[Family, ...] = (
+    pe.META,  # before CLIP, whose tensors it has as well
+    pe.OPEN_CLIP,
     clip.HUGGING_FACE,
     clip.OPEN_CLIP,
     siglip.HUGGING_FACE,
@@ -28,9 +30,13 @@ FAMILIES: tuple[Family, ...] = (
 def wanted(config: ConfigDict) -> dict[str, str]:
     """The `weights` fields of the config that are set, by tower ("video", "text").
 
+    A closed form has no towers; its texts are embedded beforehand.
+
     Raises:
       UserError: video weights are set, but the config uses precomputed features.
     """
+    if config.alignment != "learned":
+        return {}
     named = {"video": config.video_tower.weights, "text": config.text_tower.weights}
     if named["video"] and config.video_tower.kind == "features":
         raise UserError(

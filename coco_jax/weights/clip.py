@@ -58,6 +58,18 @@ def open_clip_layer(theirs: str, ours: str) -> list[Row]:
     ]
 
 
+def open_clip_text(prefix: str = "") -> list[Row]:
+    """Rows of open_clip's text tower, whose names begin with `prefix`."""
+    return [
+        Row(f"{prefix}token_embedding.weight", "text/embed/embedding"),
+        Row(f"{prefix}positional_embedding", "text/position", rows),
+        *open_clip_layer(f"{prefix}transformer", "text/blocks"),
+        Row(f"{prefix}ln_final.weight", "text/norm/scale"),
+        Row(f"{prefix}ln_final.bias", "text/norm/bias"),
+        Row(f"{prefix}text_projection", "text_out/kernel"),
+    ]
+
+
 HUGGING_FACE = Family(
     name="CLIP (Hugging Face)",
     mark="vision_model.embeddings.class_embedding",
@@ -102,14 +114,7 @@ OPEN_CLIP = Family(
         Row("visual.ln_post.bias", "video/norm/bias"),
         Row("visual.proj", "video_out/kernel"),
     ],
-    text=[
-        Row("token_embedding.weight", "text/embed/embedding"),
-        Row("positional_embedding", "text/position", rows),
-        *open_clip_layer("transformer", "text/blocks"),
-        Row("ln_final.weight", "text/norm/scale"),
-        Row("ln_final.bias", "text/norm/bias"),
-        Row("text_projection", "text_out/kernel"),
-    ],
+    text=open_clip_text(),
     both=[Row("logit_scale", "log_tau", log_tau)],
     dropped=[("attn_mask", "the causal mask, which the tower computes")],
     new=TEMPORAL,

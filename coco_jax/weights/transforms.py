@@ -4,6 +4,7 @@ Each takes one or more float32 tensors and the shape of the parameter, and retur
 They raise a ValueError if the tensor does not fit; its message continues the sentence "TENSOR ...".
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -116,9 +117,9 @@ def cubic_weights(before: int, after: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def linear_weights(before: int, after: int) -> np.ndarray:
-    """The (after, before) matrix of linear interpolation, antialiased if `after` < `before`."""
-    stretch = max(before / after, 1.0)
+def linear_weights(before: int, after: int, antialias: bool = True) -> np.ndarray:
+    """The (after, before) matrix of linear interpolation, by default antialiased if smaller."""
+    stretch = max(before / after, 1.0) if antialias else 1.0
     center = (np.arange(after)[:, None] + 0.5) * before / after - 0.5
     matrix = np.maximum(0, 1 - np.abs(center - np.arange(before)) / stretch)
     return (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
@@ -149,6 +150,23 @@ def grid_after_cls(x: np.ndarray, shape: Shape) -> np.ndarray:
 def linear_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
     """As `grid`, but resized linearly, as in VideoPrism."""
     return _grid(same(x, shape), shape[0], linear_weights)
+
+
+def pe_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """As `grid` or, with a class token, `grid_after_cls`, but resized linearly without antialiasing.
+
+    As in PE. No square grid has one position more than another, so the number of positions says
+    whether there is a class token.
+    """
+    x = same(x, shape)
+    ours, theirs = (count - math.isqrt(count) ** 2 for count in (shape[0], len(x)))
+    if ours != theirs:
+        raise ValueError(
+            f"has {len(x)} positions, the config {shape[0]}, so only one of them has a class token; set "
+            f"config.video_tower.class_token={bool(theirs)}"
+        )
+    weights = functools.partial(linear_weights, antialias=False)
+    return np.concatenate([x[:theirs], _grid(x[theirs:], shape[0] - ours, weights)])
 
 
 def linear_line(x: np.ndarray, shape: Shape) -> np.ndarray:

@@ -53,6 +53,7 @@ def broken(fake, **changes):
     ("change", "message"),
     [
         ({"seen": tuple("abcde")}, "classes are both seen and unseen"),
+        ({"seen": ("a", "b", "E")}, "classes are both seen and unseen"),
         ({"train": np.array([0, 12])}, "videos of unseen classes"),
         ({"train": np.array([0, 2])}, "trained on and tested"),
     ],
@@ -78,6 +79,15 @@ def test_class_split_with_a_class_both_seen_and_unseen_is_an_error(fake):
     )
     with pytest.raises(splits.LeakError, match="'c'"):
         splits.make_plan(leaky, config())
+
+
+def test_one_unseen_class_is_reported_in_one_line(fake, capsys):
+    one = dataclasses.replace(fake, class_splits={"1": {"seen": list("abc"), "unseen": ["f"]}})
+    splits.make_plan(fake, config())
+    assert not capsys.readouterr().err
+    assert splits.make_plan(one, config()).unseen == ("f",)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'f' is the only unseen class, so the zero-shot accuracy is always 100 %" in line
 
 
 def test_description_of_a_tested_video_is_an_error():

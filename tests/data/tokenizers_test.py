@@ -64,7 +64,8 @@ def test_clip_equals_transformers(clip, strings):
     assert (got[:, 0] == 49_406).all() and (got == 49_407).any(1).all()
 
 
-def test_clip_equals_open_clip_except_for_padding(clip):
+@pytest.mark.parametrize("length", [77, 32])  # PE-Core's texts have 32 tokens
+def test_clip_equals_open_clip_except_for_padding(clip, length):
     """On texts that open_clip's further cleaning (ftfy, HTML) does not change."""
     import open_clip
 
@@ -76,8 +77,8 @@ def test_clip_equals_open_clip_except_for_padding(clip):
         "push-ups 42",
         "word " * 99,
     ]
-    got = PublishedTokenizer(clip.backend_tokenizer.to_str().encode(), 77, "clip")(plain)
-    want = open_clip.tokenizer.SimpleTokenizer()(plain).numpy()
+    got = PublishedTokenizer(clip.backend_tokenizer.to_str().encode(), length, "clip")(plain)
+    want = open_clip.tokenizer.SimpleTokenizer(context_length=length)(plain).numpy()
     for a, b in zip(got, want, strict=True):
         end = b.argmax() + 1
         np.testing.assert_array_equal(a[:end], b[:end])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -61,6 +62,13 @@ def call(
         cwd=ROOT,
         **kwargs,
     )
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def losses(folder: pathlib.Path, tag: str = "loss") -> dict[int, float]:

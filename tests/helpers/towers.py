@@ -85,15 +85,19 @@ def distance(got, want) -> float:
     return (np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)).max()
 
 
-def gradients(model, embed, inputs, direction) -> dict[str, np.ndarray]:
-    """The gradients of <direction, embed(model, inputs)>, by path of the parameter."""
+def embeddings_and_gradients(
+    model, embed, inputs, direction
+) -> tuple[jax.Array, dict[str, np.ndarray]]:
+    """embed(model, inputs), and the gradients of its product with `direction`, by parameter path."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def total(params):
-        return (embed(nnx.merge(graph, params, rest), inputs) * direction).sum()
+        out = embed(nnx.merge(graph, params, rest), inputs)
+        return (out * direction).sum(), out
 
-    grads = nnx.to_pure_dict(jax.jit(jax.grad(total))(params))
-    return {path_of(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(grads)}
+    (_, out), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    leaves = jax.tree.leaves_with_path(nnx.to_pure_dict(grads))
+    return out, {path_of(p): np.asarray(x) for p, x in leaves}
 
 
 def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray]:

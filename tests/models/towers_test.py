@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from coco_jax.models.text import TextTower
-from coco_jax.models.transformer import Block
+from coco_jax.models.transformer import Block, rotary_attention
 from coco_jax.models.video import FeatureTower, VideoTower
 from coco_jax.presets import TextTowerConfig, VideoTowerConfig
 
@@ -92,6 +92,40 @@ def test_block_equals_numpy_reference():
     up = norm(y) @ np.asarray(block.mlp.up.kernel) + np.asarray(block.mlp.up.bias)
     want = y + np.asarray(jax.nn.gelu(up, approximate=False)) @ np.asarray(block.mlp.down.kernel)
     np.testing.assert_allclose(block(jnp.asarray(x[None], jnp.float32))[0], want, atol=1e-4)
+
+
+def turned(query, key, side, class_token):
+    """The queries and keys that `rotary_attention` passes on."""
+    found = []
+    attention_fn = lambda query, key, value: found.extend((query, key)) or value
+    rotary_attention(query, key, key, rope=(side, class_token), attention_fn=attention_fn)
+    return found
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_rotary_attention_depends_on_the_distance_of_patches(class_token):
+    """With equal queries and equal keys, only the offset of two patches determines their logit."""
+    side, count = 3, 9 + class_token
+    query_HE, key_HE = np.random.default_rng(0).normal(size=(2, 2, 8)).astype(np.float32)
+    all_equal = (jnp.broadcast_to(x_HE, (count, 2, 8)) for x_HE in (query_HE, key_HE))
+    logits_NMH = np.einsum("nhe,mhe->nmh", *turned(*all_equal, side, class_token))
+    found = {}
+    rows, columns = np.divmod(np.arange(9), side)
+    for n, m in itertools.product(range(9), repeat=2):
+        offset = rows[n] - rows[m], columns[n] - columns[m]
+        found.setdefault(offset, []).append(logits_NMH[n + class_token, m + class_token])
+    for same in found.values():
+        np.testing.assert_allclose(same, [same[0]] * len(same), atol=1e-5)
+    different = np.array([same[0] for same in found.values()])
+    assert len(np.unique(different.round(4), axis=0)) == len(found) == 25
+    if class_token:  # it is not turned, and its distance to each patch is another
+        np.testing.assert_allclose(logits_NMH[0, 0], (query_HE * key_HE).sum(-1), rtol=1e-5)
+        assert len(np.unique(logits_NMH[0].round(4), axis=0)) == count
+
+
+def test_rotary_attention_keeps_bfloat16():
+    ones = jnp.ones((4, 1, 4), jnp.bfloat16)
+    assert {x.dtype.name for x in turned(ones, ones, 2, False)} == {"bfloat16"}
 
 
 def test_feature_tower_output_shape():

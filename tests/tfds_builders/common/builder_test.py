@@ -132,9 +132,13 @@ def test_missing_checksums_file_stops_the_build(tmp_path, placed):
     assert "\n" not in str(error.value)
 
 
-def test_download_without_checksum_stops_the_build(tmp_path):
+@pytest.mark.parametrize("placed", [False, True])
+def test_file_without_checksum_stops_the_build(tmp_path, placed):
+    """Whether it is to be downloaded, or was placed by hand."""
+    if placed:
+        (tmp_path / "classes.json").write_text("{}")
     with pytest.raises(UserError, match=rf"some_zsar/checksums\.tsv: no line for {URL}") as error:
-        base.annotations(_Builder({}), _Downloads(tmp_path), None, {"classes": URL})
+        base.annotations(_Builder({}), _Downloads(tmp_path), tmp_path, {"classes": URL})
     assert "\n" not in str(error.value) and not (tmp_path / "classes").exists()
 
 

@@ -1,6 +1,7 @@
 """Tests of kinetics_zsar: its class splits against the published files, builds of generated videos."""
 
 import csv
+import hashlib
 import io
 import json
 import pathlib
@@ -33,6 +34,17 @@ def fake_annotations(folder: pathlib.Path) -> None:
     (folder / "classes620_label_defn.json").write_text(json.dumps(names))
     (folder / "tst_class_idxs.json").write_text(json.dumps([[3, 4], [4, 5], [3, 5]]))
     (folder / "val_class_idxs.json").write_text(json.dumps([[5], [3], [4]]))
+
+
+def checksums(folder: pathlib.Path) -> dict[str, tfds.download.checksums.UrlInfo]:
+    """What checksums.tsv would have for the lists that `fake_annotations` wrote."""
+    found = {}
+    for url in kinetics.LISTS.values():
+        name = url.rpartition("/")[2]
+        data = (folder / name).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        found[url] = tfds.download.checksums.UrlInfo(len(data), digest, name)
+    return found
 
 
 def table(path: pathlib.Path, rows: list[tuple[str, str]]) -> None:
@@ -133,10 +145,11 @@ def test_every_real_file_name_has_a_distinct_youtube_id():
 @pytest.fixture
 def placed(tmp_path, monkeypatch):
     monkeypatch.setattr(kinetics, "SEEN", len(SEEN))
-    # The generated lists do not have the checksums of the real ones.
-    monkeypatch.setattr(kinetics.Builder, "url_infos", {})
     fake_videos(tmp_path / "placed")
     fake_annotations(tmp_path / "placed" / "annotations")
+    # The generated lists do not have the checksums of the real ones.
+    infos = checksums(tmp_path / "placed" / "annotations")
+    monkeypatch.setattr(kinetics.Builder, "url_infos", infos)
     return tmp_path
 
 
