@@ -17,9 +17,14 @@ $(VENV)/installed: requirements-lock.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-lock:  ## renews requirements-lock.txt from pyproject.toml (needs uv)
-	uv pip compile --python-version=3.11 --extra=dev --no-header --no-annotate --no-emit-index-url \
-		--upgrade --output-file=requirements-lock.txt pyproject.toml
+# What torch's builds for CUDA need: not locked, because a build for the CPU does not need it.
+CUDA = cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+	nvidia-nvshmem-cu13 triton
+
+lock:  ## locks what pyproject.toml needs (needs uv; LOCK=--upgrade replaces all versions)
+	printf '%s\n' $(CUDA) | uv pip compile --quiet $(LOCK) --excludes=/dev/stdin --python-version=3.11 \
+		--extra=dev --custom-compile-command="make lock" --no-annotate --no-emit-index-url \
+		--output-file=requirements-lock.txt pyproject.toml
 
 data: env  ## renders the videos of motion_zsar and writes its corpus (20 seconds, 7 MB)
 	$(BIN)/python -m tfds_builders.build motion_zsar actionhub/motion --data_dir=$(DATA)
@@ -55,7 +60,7 @@ $(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
 	touch $@
 
 test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
-	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
+	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 faults: env  ## kills, full disks, damaged files and races, in their full numbers (not part of `make test`)
 	$(BIN)/python -m pytest -m faults

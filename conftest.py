@@ -27,6 +27,15 @@ hypothesis.settings.load_profile("suite")
 ROOT = pathlib.Path(__file__).resolve().parent
 
 
+# The files that take longest run first, so that the workers end together (--dist=loadfile).
+LONGEST = ("main_test.py", "configs_test.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests by file."""
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> None:
     """All tests and their child processes share one compilation cache."""

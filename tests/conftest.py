@@ -12,13 +12,13 @@ CACHE = os.environ.get("COCO_JAX_CACHE")  # the user's, which some tests replace
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory, data_dir) -> pathlib.Path:
+def trained_run(build_once, data_dir) -> pathlib.Path:
     """The folder of a trained run, not yet evaluated; its accuracy does not matter."""
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
-    folder = tmp_path_factory.mktemp("trained")
-    run(tiny_config(data_dir, data__batch=16, mesh__data=8), folder, "train")
+    config = tiny_config(data_dir, data__batch=16, mesh__data=8)
+    folder = build_once("trained", lambda folder: run(config, folder, "train"))
     return folder / "full/split1/seed0"
 
 

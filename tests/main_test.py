@@ -105,7 +105,7 @@ def run_and_signal(command, step, number):
 
 
 def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
-    uninterrupted, tmp_path
+    uninterrupted, tiny, tmp_path
 ):
     """SIGKILL, SIGINT (Ctrl-C) and SIGTERM, in turn. The last two save the current step."""
     config, whole = uninterrupted
@@ -113,10 +113,10 @@ def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
     checkpoints = tmp_path / RUN / "checkpoints"
     code, _, _ = run_and_signal(command, 5, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    unfinished = runs.call(*command, "--mode=evaluate")
-    assert "training stopped at step" in one_line(unfinished)
-    changed = runs.call(*command, "--config.model.dim=16")
-    assert "model.dim: 32 -> 16" in one_line(changed)
+    with pytest.raises(UserError, match="training stopped at step"):
+        run(tiny(**UNINTERRUPTED), tmp_path, "evaluate")
+    with pytest.raises(UserError, match=r"model\.dim: 32 -> 16"):
+        run(tiny(**UNINTERRUPTED, model__dim=16), tmp_path)
     (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # an incomplete checkpoint
     for at, number, expected in ((7, signal.SIGINT, 130), (9, signal.SIGTERM, 0)):
         code, errors, seconds = run_and_signal(command, at, number)
@@ -137,12 +137,13 @@ def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
     assert runs.result(whole / RUN) == runs.result(tmp_path / RUN)
 
 
+UNINTERRUPTED = {"optimizer__steps": 12, "checkpoint_every": 2, "video_tower__dropout": 0.1}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("whole")
-    config = runs.write_config(
-        folder / "c.py", data_dir, optimizer__steps=12, checkpoint_every=2, video_tower__dropout=0.1
-    )
+    config = runs.write_config(folder / "c.py", data_dir, **UNINTERRUPTED)
     whole = runs.call(*runs.command(config, folder / "run"))
     assert whole.returncode == 0, whole.stderr
     return config, folder / "run"
@@ -210,13 +211,13 @@ def test_two_processes_have_the_losses_of_one_and_one_process_can_resume_them(da
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_if_a_process_dies_the_other_exits_with_the_reason(data_dir, tmp_path, victim):
-    config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000)
+    config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000, ablation="label")
     children = start_two(config, tmp_path / "two", "--config.log_every=1")
     drain = Drain(children[1].stderr)
     # Only the first process prints its steps. If there is a checkpoint, both are training.
     first = Drain(children[0].stderr)
     deadline = time.monotonic() + 240
-    while not (tmp_path / "two" / RUN / "checkpoints" / "3").is_dir():
+    while not (tmp_path / "two/label/split1/seed0/checkpoints/3").is_dir():
         assert time.monotonic() < deadline and children[0].poll() is None, first.text
         time.sleep(0.1)
     children[victim].kill()
@@ -348,10 +349,17 @@ def test_changed_config_is_an_error_that_lists_the_changed_fields(finished):
 
 
 def test_single_value_on_the_command_line_replaces_the_sweep(finished, tmp_path):
-    config, _, _ = finished
-    done = runs.call(*runs.command(config, tmp_path, "--config.ablation=label", "--mode=train"))
+    """The run is finished, so it is not trained again."""
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    done = runs.call(
+        *runs.command(
+            config, tmp_path / "run", "--config.ablation=label", "--config.data.dir=/nowhere"
+        )
+    )
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["label"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["ablations"]) == ["label"]
 
 
 def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path):
@@ -365,16 +373,13 @@ def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path
     assert "checkpoints/6: the checkpoint is damaged" in error
 
 
-def test_loss_that_is_not_finite_is_an_error_and_no_checkpoint_is_saved(data_dir, tmp_path):
-    config = runs.write_config(
-        tmp_path / "c.py",
-        data_dir,
-        optimizer__learning_rate=1e30,
-        optimizer__clip_norm=1e30,
-        optimizer__warmup=0,
-    )
-    error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
-    assert "the loss is nan" in error and "config.optimizer.learning_rate" in error
-    assert error.count("_0") >= 8  # the ids of the clips in the batch
-    folder = tmp_path / "run" / RUN / "checkpoints"
+def test_loss_that_is_not_finite_is_an_error_and_no_checkpoint_is_saved(tiny, tmp_path):
+    config = tiny(optimizer__learning_rate=1e30, optimizer__clip_norm=1e30, optimizer__warmup=0)
+    with pytest.raises(
+        UserError, match=r"the loss is nan.* config\.optimizer\.learning_rate"
+    ) as caught:
+        run(config, tmp_path)
+    error = str(caught.value)
+    assert "\n" not in error and error.count("_0") >= 8  # the ids of the clips in the batch
+    folder = tmp_path / RUN / "checkpoints"
     assert not [path for path in folder.iterdir() if path.name.isdigit()]

@@ -54,21 +54,21 @@ def run(config, steps, devices=1, batches=None):
 
 
 def test_eight_devices_give_the_same_losses_as_one(tiny):
-    """data x fsdp x tensor = 2 x 2 x 2, 20 steps, on real batches of the benchmark."""
+    """data x fsdp x tensor = 2 x 2 x 2, eight steps, on real batches of the benchmark."""
     from coco_jax.data.loader import TrainLoader
 
-    one = tiny(optimizer__steps=20, model__lambda_invariant=0.5)
+    one = tiny(optimizer__steps=8, model__lambda_invariant=0.5)
     task = make_task(one)
     loader = TrainLoader(task.dataset.records, task.plan.train, one)
     batches = []
-    for step in range(20):
+    for step in range(8):
         local = next(loader)
         labels = task.seen_label[local["index"]].astype(np.int32)
         batches.append(Batch(video=local["video"], label=labels, **task.step_texts(step)))
     eight = one.copy_and_resolve_references()
     eight.mesh.update(data=2, fsdp=2, tensor=2)
-    losses, _ = run(one, 20, 1, batches)
-    sharded, sharded_params = run(eight, 20, 8, batches)
+    losses, _ = run(one, 8, 1, batches)
+    sharded, sharded_params = run(eight, 8, 8, batches)
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(sharded, losses, atol=1e-4)
     kernel = sharded_params["video"]["spatial"]["layers"][0]["mlp"]["up"]["kernel"]

@@ -20,6 +20,7 @@ from coco_jax.weights.table import fill
 from coco_jax.weights.transforms import cubic_weights, linear_weights
 from tests.helpers import towers
 from tests.weights.bert_test import small
+from tests.weights.load_test import tiny as small_clip
 
 
 def bert(vocabulary=99, width=32, depth=2):
@@ -125,7 +126,7 @@ def test_corrupted_header_or_values_raise_user_error(path):
 
 
 def test_checkpoint_that_does_not_fit_raises_user_error_naming_the_first_difference(path):
-    message = error_of(path, "clip_b16")
+    message = error_of(path, small_clip)
     assert "has no video tower; set config.text_tower.weights instead" in message
     message = error_of(path, text_tower__width=48)
     assert (

@@ -139,14 +139,14 @@ def test_convolution_over_frames_equals_a_3d_convolution(frames, side, size, str
 
 
 def test_class_of_real_clips_is_first(tower, tensors):
-    """Of 18 real clips of Kinetics-400 actions, with one central window of 2.56 s each."""
+    """Of six real clips of Kinetics-400 actions, with one central window of 2.56 s each."""
     folder = ROOT.parent / "shared" / "real_clips"
     if not folder.is_dir():
         pytest.skip(f"no real clips: {folder} is absent")
     classifier = i3d.classifier(tensors)
     with (folder / "clips.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["kinetics400_label"]]
-    assert len(rows) == 18
+        rows = [row for row in csv.DictReader(stream) if row["kinetics400_label"]][::3]
+    assert len(rows) == 6
     config = configs.default()
     presets.apply(config, "i3d")
     config.data.update(sampling="dense", stride=0.04, crop=0.875)
@@ -160,7 +160,7 @@ def test_class_of_real_clips_is_first(tower, tensors):
             + classifier.bias
         )
         right += classifier.classes[logits.argmax()] == row["kinetics400_label"]
-    assert right >= 14
+    assert right >= 5
 
 
 def test_unpickler_refuses_everything_but_numpy_arrays():
