@@ -32,7 +32,7 @@ PREDICT = $(BIN)/coco-jax predict --top=3
 
 demo: env  ## four ablations on class prototypes; names the actions in sample videos and in VIDEOS
 	$(BIN)/python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=$(DATA)
-	$(RUN) --config=configs/kinetics_prototypes.py --config.sweep.split="('0','1','2')" \
+	$(RUN) --config=configs/kinetics_prototypes.py --config.sweep.split="('200','201','202')" \
 		--workdir=runs/demo/ablations
 	$(if $(VIDEOS),$(PREDICT) $(VIDEOS:%=--video=%) --actions="$(ACTIONS)" --plot=runs/demo/yours.png)
 	$(PREDICT) --samples --actions="$(SAMPLE_ACTIONS)" --plot=runs/demo/recognised.png

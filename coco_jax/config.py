@@ -17,16 +17,19 @@ from coco_jax.errors import UserError
 
 VERSION = 2  # version of the format of configs; `migrate` converts older ones
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
+ALIGNMENTS = ("learned", "ridge", "episodic")
 TRAINABLE = ("all", "lora", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 
 # Fields that have a fixed set of values, and these values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "ablation": ABLATIONS,
+    "alignment": ALIGNMENTS,
     "protocol": ("test", "validation", "cross"),
     "data.shared_classes": ("keep", "drop"),
     "data.sampling": ("random", "dense"),
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
+    "text.definitions": ("never", "with_descriptions", "always"),
     "video_tower.kind": ("video", "i3d", "features"),
     "video_tower.trainable": TRAINABLE,
     "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
@@ -37,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text_tower.activation": ACTIVATIONS,
     "text_tower.norm": ("pre", "post"),
     "text_tower.position": ("learned", "sinusoid"),
+    "model.start": ("random", "ridge"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "cycle.pool": ("unseen", "auxiliary", "episodic"),
     "cycle.form": ("squared", "contrastive"),
@@ -64,6 +68,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "data.crop": (0.01, 1.0),
     "data.color": SHARE,
     "data.views": (1, 1_024),
+    "data.feature_noise": WEIGHT,
+    "text.feature_noise": WEIGHT,
     "text.descriptions": SIZE,
     "text.eval_descriptions": SIZE,
     "text.length": (1, 4_096),
@@ -76,7 +82,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "video_tower.tubelet": (1, 4_096),
     "video_tower.width": SIZE,
     "video_tower.heads": HEADS,
+    "video_tower.pool_heads": (0, 1_024),
     "video_tower.mlp_ratio": RATIO,
+    "video_tower.pool_mlp_ratio": (0.0, 100.0),
     "video_tower.depth": DEPTH,
     "video_tower.temporal_depth": DEPTH,
     "video_tower.auxiliary_depth": DEPTH,
@@ -102,6 +110,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "model.lambda_desc": WEIGHT,
     "model.lambda_cycle": WEIGHT,
     "model.lambda_invariant": WEIGHT,
+    "ridge.width": TEMPERATURE,
+    "ridge.strength": TEMPERATURE,
+    "ridge.hubness": WEIGHT,
+    "ridge.neighbours": SIZE,
+    "ridge.held_out": (0.01, 0.99),
+    "ridge.seen_classes": (0, 2**20),
     "cycle.heads": HEADS,
     "cycle.tau_r": TEMPERATURE,
     "optimizer.steps": COUNT,
@@ -129,8 +143,9 @@ MAX_WAYS = 2**20  # in which a regular expression may match a path, roughly
 # Fields that may differ when a run is resumed: they do not change the result (except that another
 # mesh adds floats in another order). Names that end with a dot are sections.
 FREE = (
-    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
-    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
+    "version", "text.trained_vocabulary", "ridge.seen_classes", "sweep.", "log_every",
+    "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads",
+    "data.cache",
 )  # fmt: skip
 
 
@@ -141,6 +156,11 @@ def default() -> ConfigDict:
     c.seed = 0
     c.split = "1"  # class split of the dataset
     c.ablation = "full"  # label | label+desc | label+cycle | full
+    # How texts are mapped to videos (docs/method.md). learned: projections trained by gradient descent |
+    # ridge: kernel ridge regression from the texts of each seen class to the mean feature of its videos;
+    # nothing is trained | episodic: the same, with its constants trained on episodes of seen classes.
+    # The last two need stored features (video_tower.kind) and a frozen text tower.
+    c.alignment = "learned"
     # test: train on the seen classes, test on the unseen classes.
     # validation: test on the split's validation classes or, if it has none, on `validation_classes`
     #   of its seen classes, which are then not trained on. Choose hyper-parameters with this one: it
@@ -168,19 +188,25 @@ def default() -> ConfigDict:
     c.data.batch = 64  # videos per step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
     c.data.threads = 4  # decoding threads of each process
-    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own and
-    # in time all videos, so several workers need several times the memory.
+    # Keep decoded videos and features in memory; for small datasets. Each of `workers` processes keeps
+    # its own and in time all of them, so several workers need several times the memory.
     c.data.cache = False
     c.data.sampling = "random"  # random: one frame per segment (TSN) | dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips
     c.data.crop = 1.0  # side of the square crop as a share of the frame's short side
     c.data.color = 0.0  # strength of colour jitter on training clips
+    # Gaussian noise on stored features in training, drawn anew in each step; its norm as a share of the
+    # feature's norm.
+    c.data.feature_noise = 0.0
     c.data.views = 1  # clips of each video in evaluation, averaged; sampling "dense" only
 
     c.text = ConfigDict()
     c.text.corpus = placeholder(str)  # descriptions: a TFDS name, e.g. actionhub/motion
     c.text.templates = ("{}", "a video of {}", "a person doing {}")  # prompt templates
+    # When the label of a class includes the definition that the corpus has of it: never |
+    # with_descriptions: in ablations with descriptions | always
+    c.text.definitions = "never"
     c.text.descriptions = 8  # M: descriptions of each class, drawn at random in every step
     c.text.eval_descriptions = 64  # descriptions of each class in evaluation: always the first ones
     c.text.tokenizer = ""  # a path, or hf:org/name; "": train one on the texts
@@ -188,6 +214,7 @@ def default() -> ConfigDict:
     c.text.length = 32  # tokens per text; texts are truncated or padded to it
     c.text.vocabulary = 512  # number of token ids; a trained tokenizer may have fewer
     c.text.trained_vocabulary = 0  # number of ids of the trained tokenizer; the run sets it
+    c.text.feature_noise = 0.0  # as data.feature_noise, on the features of texts
     c.text.shuffle_descriptions = False  # control: gives each class another class's descriptions
 
     c.video_tower = ConfigDict()
@@ -200,6 +227,7 @@ def default() -> ConfigDict:
     # frames, size, mean and std are settings | features: a tower over stored features
     c.video_tower.kind = "video"
     c.video_tower.feature_dim = 2048  # width of stored features
+    c.video_tower.linear = False  # kind "features": without the hidden layer; `width` is not used
     c.video_tower.frames = 8
     c.video_tower.size = 224  # pixels per side
     c.video_tower.patch = 16  # pixels per side
@@ -260,6 +288,12 @@ def default() -> ConfigDict:
     c.model.tau_min = 0.01
     c.model.tau_max = 1.0
     c.model.tau_d = 0.1  # temperature of a video's attention over descriptions
+    # Subtract from stored features, and from the features of a frozen text tower, their mean over the
+    # seen classes.
+    c.model.centre = False
+    # Initial projections. ridge: linear ridge regression from texts to features, for `centre`, a linear
+    # video tower and model.dim = video_tower.feature_dim.
+    c.model.start = "random"
     c.model.label_weight = 0.5  # w of the class semantic feature s_c
     c.model.alpha = 0.5  # weight of the label in scores, if descriptions are used
     c.model.lambda_desc = 1.0  # weight of L_desc (docs/method.md)
@@ -276,6 +310,17 @@ def default() -> ConfigDict:
     c.cycle.learned_attention = True
     # Features that get no gradient from the cycle loss: any of seen (keys and values), unseen, target.
     c.cycle.stop_gradient = ()
+
+    c.ridge = ConfigDict()  # for `alignment` "ridge", and the initial values for "episodic"
+    c.ridge.weights = (1.0, 1.0, 4.0)  # of label, definition and descriptions in the kernel
+    c.ridge.width = 0.5  # of the kernel, if the weights are scaled to sum to 1
+    c.ridge.strength = 0.3  # of the regularisation
+    c.ridge.hubness = (
+        0.3  # weight of the penalty for predictions that are near to many seen classes
+    )
+    c.ridge.neighbours = 5  # number of seen classes from which hubness is computed
+    c.ridge.held_out = 0.25  # share of the seen classes that each episode predicts from the others
+    c.ridge.seen_classes = 0  # number of seen classes; the run sets it
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000
@@ -310,6 +355,8 @@ def default() -> ConfigDict:
     # Evaluates (1 - interpolate) x trained + interpolate x published weights of the towers
     # (WiSE-FT, arXiv 2109.01903), which keeps zero-shot accuracy on other datasets.
     c.eval.interpolate = 0.0
+    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`.
+    c.eval.ridge = False
 
     c.log_every = 10  # steps
     c.checkpoint_every = 1_000  # steps; the last step is always stored
@@ -325,6 +372,28 @@ def uses_descriptions(config: ConfigDict) -> bool:
 def uses_cycle(config: ConfigDict) -> bool:
     """Whether the ablation has Cross-action Invariance Mining."""
     return config.ablation in ("label+cycle", "full")
+
+
+def uses_definitions(config: ConfigDict) -> bool:
+    """Whether the labels of the ablation include definitions."""
+    return config.text.definitions == "always" or (
+        config.text.definitions == "with_descriptions" and uses_descriptions(config)
+    )
+
+
+def text_blocks(config: ConfigDict) -> tuple[str, ...]:
+    """The kinds of texts of a class that the ablation uses."""
+    used = {
+        "label": True,
+        "definition": uses_definitions(config),
+        "captions": uses_descriptions(config),
+    }
+    return tuple(block for block, is_used in used.items() if is_used)
+
+
+def training_steps(config: ConfigDict) -> int:
+    """The number of training steps; ridge regression has none."""
+    return 0 if config.alignment == "ridge" else config.optimizer.steps
 
 
 def get(config: ConfigDict, field: str) -> Any:
@@ -359,6 +428,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.text.corpus: ablation {config.ablation!r} needs descriptions; name a corpus, or "
             "set config.ablation='label'"
+        )
+    if uses_definitions(config) and not config.text.corpus:
+        raise UserError(
+            "config.text.corpus: config.text.definitions='always' needs a corpus with definitions; name "
+            "one, or set 'never'"
         )
     _check_combinations(config)
     _check_divisible(config)
@@ -469,6 +543,8 @@ def _check_expression(field: str, expression: str) -> None:
 def _check_combinations(config: ConfigDict) -> None:
     data, text, video = config.data, config.text, config.video_tower
     published = video.weights or config.text_tower.weights
+    closed_form = config.alignment != "learned"
+    has_features = video.kind == "features" and config.text_tower.trainable == "none"
     problems = {
         f"video_tower: a clip of {video.frames} frames of {video.size} x {video.size} pixels has more "
         f"than {MAX_CLIP:,} bytes": 3 * video.frames * video.size**2 > MAX_CLIP,
@@ -476,6 +552,29 @@ def _check_combinations(config: ConfigDict) -> None:
         in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
         f"model.tau_min: {config.model.tau_min} is more than tau_max, {config.model.tau_max}": (
             config.model.tau_min > config.model.tau_max
+        ),
+        **{
+            f"{field} needs stored features and a frozen text tower; set "
+            "config.video_tower.kind='features' and config.text_tower.trainable='none'": is_set
+            for field, is_set in {
+                f"alignment: {config.alignment!r}": closed_form and not has_features,
+                "model.centre: it": config.model.centre and not has_features,
+                "eval.ridge: it": config.eval.ridge and not has_features,
+            }.items()
+        },
+        "model.start: 'ridge' needs config.model.centre=True, config.video_tower.linear=True and "
+        "config.model.dim equal to config.video_tower.feature_dim": config.model.start == "ridge"
+        and not (config.model.centre and video.linear and config.model.dim == video.feature_dim),
+        f"alignment: {config.alignment!r} has no optimizer.microbatches, model.lambda_invariant, "
+        "cycle.heads and cycle.stop_gradient; leave them at their defaults": closed_form
+        and (
+            config.optimizer.microbatches > 1
+            or config.model.lambda_invariant
+            or config.cycle.heads > 1
+            or config.cycle.stop_gradient
+        ),
+        "ridge.weights: must be three numbers above 0": (
+            len(config.ridge.weights) != 3 or min(config.ridge.weights) <= 0
         ),
         "eval.interpolate: there are no published weights to interpolate with; set "
         "config.video_tower.weights or config.text_tower.weights": (

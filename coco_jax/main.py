@@ -110,6 +110,8 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs the command with the flags of sys.argv."""
+    # The closed form's systems of equations are too small for threads, which would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     define_flags()
     run_command(command, PROGRAM)
 

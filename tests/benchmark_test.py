@@ -16,11 +16,11 @@ from tests.helpers import runs
 CHANCE = 1 / 6  # six validation classes
 
 
-def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_dir, tmp_path):
+def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(full_data_dir, tmp_path):
     """configs/demo.py with half of the frames, for 200 steps; then the same with the wrong texts."""
     done = runs.call(
         *runs.command(
-            runs.ROOT / "configs/demo.py", tmp_path, f"--config.data.dir={data_dir}",
+            runs.ROOT / "configs/demo.py", tmp_path, f"--config.data.dir={full_data_dir}",
             "--config.protocol=validation", "--config.sweep.ablation=('label+desc',)",
             "--config.video_tower.frames=8", "--config.optimizer.steps=200",
             "--config.text.eval_descriptions=16",

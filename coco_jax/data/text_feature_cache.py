@@ -174,7 +174,8 @@ def fill(
     if not len(missing_X):
         return store
     _, first = np.unique(digests_X[missing_X], return_index=True)
-    missing_Y = missing_X[np.sort(first)]
+    # Texts of similar lengths together, so that `encode` can leave out most of the padding.
+    missing_Y = np.array(sorted(missing_X[np.sort(first)], key=lambda i: len(texts[i])))
     view.prepare(len(missing_Y), json.dumps({"width": width, **(about or {})}, indent=1) + "\n")
     began = time.monotonic()
     rows = max(1, SHARD_BYTES // feature_shards.row_type(width).itemsize)

@@ -1,6 +1,8 @@
 """Runs of an experiment; each is trained and evaluated in its own folder."""
 
+import functools
 import itertools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from coco_jax import files, sharding, weights
+from coco_jax.config import default, load_stored, training_steps
 from coco_jax.data.task import Task, make_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation.evaluate import evaluate
@@ -69,16 +72,20 @@ def run(
     if mode == "evaluate":
         check_trained(folder / "checkpoints")
     task = make_task(config)
-    program = make_program(task.config, sharding.make_mesh(task.config))
+    if mode != "train" and not task.plan.unseen:
+        raise UserError(
+            f"config.split: {config.split!r} has no unseen classes to test on; use --mode=train"
+        )
+    program = _shared_program(_program_fields(task.config))
     with run_lock.held(folder):
         # Another command may have worked on this run before this one got the lock.
         if (finished := _finished(folder, config, allow_config_change)) is not None:
             return finished
         if mode == "evaluate":
             step, params = restore_params(folder / "checkpoints", program)
-            if step != config.optimizer.steps:
+            if step != training_steps(config):
                 raise UserError(
-                    f"{folder}: training stopped at step {step} of {config.optimizer.steps}; finish it "
+                    f"{folder}: training stopped at step {step} of {training_steps(config)}; finish it "
                     "first (the same command without --mode=evaluate)"
                 )
         else:
@@ -122,6 +129,21 @@ def _evaluate(
         write_json(folder / "result.json", metrics)
         _write_scalars(folder, step, metrics)
     return metrics
+
+
+def _program_fields(config: ConfigDict) -> str:
+    """The config of a run without the fields on which its compiled functions do not depend."""
+    fields = config.copy_and_resolve_references()
+    plain = default()
+    fields.update(split=plain.split, seed=plain.seed, sweep=plain.sweep)
+    return json.dumps(fields.to_dict())
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_program(fields: str) -> Program:
+    """The program of consecutive runs of a sweep that differ in the split or the seed only."""
+    config = load_stored(json.loads(fields), "config")
+    return make_program(config, sharding.make_mesh(config))
 
 
 def _write_scalars(folder: pathlib.Path, step: int, metrics: dict[str, Any]) -> None:

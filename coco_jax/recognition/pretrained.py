@@ -28,6 +28,7 @@ from coco_jax.data import action_names
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.errors import UserError
+from coco_jax.models import ridge as closed_form
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
@@ -61,6 +62,10 @@ NEIGHBOURS = 5  # number of nearest seen prototypes from which hubness is comput
 # Weight of the mean prototype under I3D's class probabilities; the video's own feature has weight 1.
 # The value was seen to help on real clips, so results on clips are slightly favourable to it.
 POSTERIOR_WEIGHT = 0.5
+
+
+_predict = jax.jit(closed_form.predict)
+_hubness = jax.jit(closed_form.hubness, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,23 +108,16 @@ def predict_prototypes(
       width: of the kernel.
       ridge: strength of the regularisation.
     """
-    means = {block: seen_texts[block].mean(0) for block in block_weights}
-    seen = {block: unit(seen_texts[block] - mean_W) for block, mean_W in means.items()}
-
-    def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
-        distance = sum(w * (1 - x[block] @ seen[block].T) for block, w in block_weights.items())
-        return np.exp(-distance / width)
-
-    gram_SS = kernel(seen) + ridge * np.eye(len(seen_SF), dtype=np.float32)
-    k_KS = kernel({block: unit(texts[block] - mean_W) for block, mean_W in means.items()})
-    return unit(k_KS @ np.linalg.solve(gram_SS, seen_SF))
+    x_KNW, y_SNW = (np.stack([x[block] for block in block_weights], 1) for x in (texts, seen_texts))
+    weight_N = np.array(list(block_weights.values()), np.float32)
+    return np.asarray(_predict(x_KNW, y_SNW, seen_SF, weight_N, width, ridge))
 
 
 def hubness(
     v_KF: Float[np.ndarray, "K F"], seen_SF: Float[np.ndarray, "S F"]
 ) -> Float[np.ndarray, " K"]:
     """The mean cosine of each predicted prototype with the `NEIGHBOURS` seen ones nearest to it."""
-    return np.sort(v_KF @ seen_SF.T, axis=1)[:, -NEIGHBOURS:].mean(1)
+    return np.asarray(_hubness(v_KF, seen_SF, NEIGHBOURS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,7 @@ class Recognizer(VideoRanker):
                 f"actions that the model's tokenizer cannot read: {', '.join(map(repr, unknown[:5]))}; "
                 "write them in the language and script of the training texts"
             )
-        ids_KPL = label_ids(self.tokenizer, actions, self.config.text.templates)
+        ids_KPL = label_ids(self.config, self.tokenizer, actions, {})
         l_KD = self._embed(self.program.embed_labels, ids_KPL)
         uses_texts = uses_descriptions(self.config)
         if descriptions is None and uses_texts and all(map(self.captions.get, actions)):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+START = 300  # seconds in which all processes have to start
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as dead
 LAST_SECONDS = 3  # that process 0 gives the others to report the same error
 # Words in error messages that mean another process is gone.
@@ -42,6 +43,7 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
         None if coordinator == "auto" else coordinator,
         num_processes=processes,
         process_id=process,
+        initialization_timeout=START,
         heartbeat_timeout_seconds=HEARTBEAT,
     )
 

@@ -129,11 +129,11 @@ def test_task_removes_descriptions_of_tested_videos(tiny, monkeypatch):
 
 def test_numbers_of_classes_and_videos_in_the_splits_of_motion_zsar(data_dir):
     dataset = datasets.load("motion_zsar", data_dir)
-    assert len(dataset.records) == 32 * 40
+    assert len(dataset.records) == 32 * 10
     for name in ("1", "2", "3"):
         plan = splits.make_plan(dataset, config(split=name))
         assert (len(plan.seen), len(plan.unseen)) == (24, 8)
-        assert (len(plan.train), len(plan.test_seen), len(plan.test_unseen)) == (768, 192, 320)
+        assert (len(plan.train), len(plan.test_seen), len(plan.test_unseen)) == (192, 48, 80)
 
 
 def test_unknown_split_is_an_error_that_lists_the_splits(fake):

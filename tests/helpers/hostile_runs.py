@@ -172,12 +172,15 @@ def define_flags() -> None:
 
 def main() -> None:
     """The child process: runs all cases, and writes an outcome for each."""
+    import tensorflow_datasets as tfds
+
     from coco_jax.recognition.recognizer import Recognizer
     from tfds_builders import build as builds
 
     cases = [hostile.Case(*row) for row in json.loads(pathlib.Path(sys.argv[1]).read_text())]
     define_flags()
     recognizer = Recognizer.load(sys.argv[2])
+    tfds.disable_progress_bar()  # as the command does if its output is no terminal
 
     def build(dataset: str, folder: str) -> None:
         with tempfile.TemporaryDirectory() as data_dir:
@@ -196,11 +199,14 @@ def opened(trace: pathlib.Path) -> dict[int, tuple[set[str], set[str]]]:
     """For each case the paths that were opened, and the calls about sockets, from strace's output."""
     found: dict[int, tuple[set[str], set[str]]] = {}
     now: tuple[set[str], set[str]] = (set(), set())
-    for line in trace.read_text(errors="surrogateescape").splitlines():
+    for line in trace.read_text(encoding="latin-1").splitlines():
         if match := re.search(r'open(?:at2?)?\([^"]*"((?:[^"\\]|\\.)*)"', line):
-            if match[1].startswith(MARK):
-                now = found.setdefault(int(match[1].removeprefix(MARK)), (set(), set()))
-            now[0].add(match[1])
+            path = os.fsdecode(
+                match[1].encode("latin-1").decode("unicode_escape").encode("latin-1")
+            )
+            if path.startswith(MARK):
+                now = found.setdefault(int(path.removeprefix(MARK)), (set(), set()))
+            now[0].add(path)
         elif re.search(r"\b(socket|connect)\(", line):
             now[1].add(line)
     return found

@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from conftest import QUICK_COMPILATION
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A config file that returns the tiny config.
 CONFIG = """
@@ -25,7 +27,7 @@ def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
     """The environment of a child process: few devices; compiled quickly unless `optimize`."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     if not optimize:
-        flags += " --xla_backend_optimization_level=0"
+        flags += f" {QUICK_COMPILATION}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
