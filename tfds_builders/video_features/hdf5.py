@@ -122,6 +122,9 @@ def main() -> None:
     ):  # a lower limit is set, or the system does not have this one
         resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A child inherits which signals its parent ignores, and some parents ignore this one.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     _limit_time()
     try:
         path = sys.argv[1]
