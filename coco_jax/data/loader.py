@@ -21,6 +21,7 @@ from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.dataset import Records
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 TRIES = 10  # candidates of the same class to try as a replacement of a corrupt video
 
@@ -175,7 +176,7 @@ class TrainLoader:
             self.broken.add(index)
             logging.warning(
                 "%s; it is replaced by another video of its class (%d replaced so far)",
-                self._reason(index), len(self.broken),
+                printable(self._reason(index)), len(self.broken),
             )  # fmt: skip
         return batch
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from coco_jax import files
 from coco_jax.config import changes
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
 from coco_jax.version import __version__
@@ -137,8 +138,8 @@ class Checkpoints:
                 shutil.rmtree(moved, ignore_errors=True)
                 (self.folder / str(step)).rename(moved)
                 print(
-                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({reason}); moved it to "
-                    f"{moved.name}; resuming from step {good}",
+                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({printable(reason)}); "
+                    f"moved it to {moved.name}; resuming from step {good}",
                     file=sys.stderr,
                 )
         if damaged:

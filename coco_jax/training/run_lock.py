@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 from coco_jax.training import multihost
 
 NAME = "run.lock"
@@ -124,8 +125,8 @@ class RunLock:
     def _watch(self, owner: Owner) -> tuple[Owner, int] | None:
         """Watches a process of another machine; None if it is alive, otherwise it and its last beat."""
         print(
-            f"{self.path.parent}: process {owner.pid} on host {owner.host} has worked on this run; "
-            f"looking for {PATIENCE} seconds whether it is alive",
+            f"{self.path.parent}: process {owner.pid} on host {printable(owner.host)} has worked on "
+            f"this run; looking for {PATIENCE} seconds whether it is alive",
             file=sys.stderr,
         )
         with self._opened() as file:

@@ -198,23 +198,15 @@ def test_child_process_gives_the_wanted_ids_and_their_features(path, features):
 
 
 @pytest.mark.parametrize("name", ["crash", "hang"])
-def test_file_on_which_the_library_crashes_or_hangs_is_an_error(
-    path, monkeypatch, ignored_sigprof, name
-):
+def test_file_on_which_the_library_crashes_or_hangs_is_an_error(path, monkeypatch, request, name):
     """Two files of 16 videos in which some bytes were changed; HDF5 1.14 does not survive them."""
     monkeypatch.setattr(hdf5, "CPU_SECONDS", 1)
+    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)  # a child inherits it
+    request.addfinalizer(lambda: signal.signal(signal.SIGPROF, before))
     stored = pathlib.Path(__file__).with_name(f"{name}.h5.gz")
     path.write_bytes(gzip.decompress(stored.read_bytes()))
     with pytest.raises(ValueError, match=r"crashes on it|for more than 1 s"):
         list(hdf5.read(path, [f"v{n}" for n in range(16)]))
-
-
-@pytest.fixture
-def ignored_sigprof():
-    """SIGPROF is ignored, as profilers leave it; child processes inherit that."""
-    before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGPROF, before)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"garbage" * 99])
