@@ -18,6 +18,7 @@ from coco_jax.config import (
 from coco_jax.data.tokenizers import STYLES
 from coco_jax.errors import UserError
 from coco_jax.models.transformer import ACTIVATIONS
+from coco_jax.sharding import make_mesh
 
 
 def test_each_choice_and_check_is_of_an_existing_field():
@@ -165,3 +166,11 @@ def test_expressions_of_ordinary_use_are_accepted():
         (r"(?!video/temporal/).*", 0.0),
     )
     validate(config)
+
+
+def test_float16_on_a_cpu_is_a_one_line_error():
+    """XLA raised a ValueError when the first step was compiled."""
+    config = default()
+    config.model.dtype = "float16"
+    with pytest.raises(UserError, match=r"^config\.model\.dtype: .* use bfloat16 or float32$"):
+        make_mesh(config)
