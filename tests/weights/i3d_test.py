@@ -130,9 +130,12 @@ def test_features_equal_the_same_network_in_torch(tower, tensors, shape):
 
 @settings(max_examples=30)
 @given(
-    st.integers(1, 9), st.integers(5, 9), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]),
+    st.integers(1, 9),
+    st.integers(5, 9),
+    st.sampled_from([1, 3, 7]),
+    st.sampled_from([1, 2]),
     st.sampled_from([2, 30]),
-)  # fmt: skip
+)
 def test_convolution_over_frames_equals_a_3d_convolution(frames, side, size, stride, channels):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, frames, side, side + 1, channels)).astype(np.float32)
