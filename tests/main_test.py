@@ -157,10 +157,13 @@ def start_two(config, workdir, *flags):
     return [
         subprocess.Popen(
             runs.command(config, workdir, *flags, f"--process={i}"),
-            env=runs.environment(2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=runs.environment(2),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def read_until(stream, part: str) -> None:

@@ -218,9 +218,12 @@ def test_params_of_another_model_are_an_error_before_any_is_read(two, data_dir, 
 
     _, program, folder, _ = two
     large = tiny_config(
-        data_dir, ablation="label", text_tower__depth=1, video_tower__temporal="mean",
+        data_dir,
+        ablation="label",
+        text_tower__depth=1,
+        video_tower__temporal="mean",
         model__dim=65_536,
-    )  # fmt: skip
+    )
     monkeypatch.setattr(ocp.CheckpointManager, "restore", None)
     with pytest.raises(UserError, match=r"is of another model .*give the folder of another run"):
         restore_params(folder, program_of(large))
