@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
-.PHONY: help env starter_features lock data demo ablation test lint docs clean
+.PHONY: help env starter_features lock data demo motion ablation test faults lint docs clean
 
 help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -17,15 +17,33 @@ $(VENV)/installed: requirements-lock.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-lock:  ## renews requirements-lock.txt from pyproject.toml (needs uv)
-	uv pip compile --python-version=3.11 --extra=dev --no-header --no-annotate --no-emit-index-url \
-		--upgrade --output-file=requirements-lock.txt pyproject.toml
+# What torch's builds for CUDA need: not locked, because a build for the CPU does not need it.
+CUDA = cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+	nvidia-nvshmem-cu13 triton
 
-data: env  ## renders the demo's videos and writes its corpus (20 seconds, 7 MB)
+lock:  ## locks what pyproject.toml needs (needs uv; LOCK=--upgrade replaces all versions)
+	printf '%s\n' $(CUDA) | uv pip compile --quiet $(LOCK) --excludes=/dev/stdin --python-version=3.11 \
+		--extra=dev --custom-compile-command="make lock" --no-annotate --no-emit-index-url \
+		--output-file=requirements-lock.txt pyproject.toml
+
+data: env  ## renders the videos of motion_zsar and writes its corpus (20 seconds, 7 MB)
 	$(BIN)/python -m tfds_builders.build motion_zsar actionhub/motion --data_dir=$(DATA)
 
-demo: data  ## trains `label` and `full`, evaluates, draws
-	$(RUN) --config=configs/demo.py --workdir=runs/demo
+# ACTIONS and SAMPLE_ACTIONS are lists with commas; VIDEOS has spaces between the files.
+SAMPLE_ACTIONS = jumping jacks, walking, somersaulting, crying, laughing, talking in a car, \
+	juggling, rope skipping, playing guitar, brushing teeth, cooking, dancing
+ACTIONS ?= $(SAMPLE_ACTIONS)
+PREDICT = $(BIN)/coco-jax predict --top=3
+
+demo: env  ## four ablations on class prototypes; names the actions in sample videos and in VIDEOS
+	$(BIN)/python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=$(DATA)
+	$(RUN) --config=configs/kinetics_prototypes.py --config.sweep.split="('200','201','202')" \
+		--workdir=runs/demo/ablations
+	$(if $(VIDEOS),$(PREDICT) $(VIDEOS:%=--video=%) --actions="$(ACTIONS)" --plot=runs/demo/yours.png)
+	$(PREDICT) --samples --actions="$(SAMPLE_ACTIONS)" --plot=runs/demo/recognised.png
+
+motion: data  ## trains `label` and `full` on rendered videos, evaluates, draws
+	$(RUN) --config=configs/demo.py --workdir=runs/motion
 
 ablation: data  ## four ablations x three splits x three seeds
 	$(RUN) --config=configs/ablation.py --workdir=runs/ablation
@@ -42,10 +60,14 @@ $(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
 	touch $@
 
 test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
-	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2
+	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so \
+		$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+
+faults: env  ## kills, full disks, damaged files and races, in their full numbers (not part of `make test`)
+	$(BIN)/python -m pytest -m faults
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
-	$(BIN)/python -c "from coco_jax.recognition import pretrained as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
+	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
 
 docs: env  ## builds the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

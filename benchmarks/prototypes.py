@@ -16,7 +16,8 @@ import numpy as np
 from absl import app, flags
 
 from coco_jax.data import starter
-from coco_jax.recognition import pretrained
+from coco_jax.models import ridge
+from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 
 SPLITS = flags.DEFINE_list("splits", [str(s) for s in range(200, 216)], "Class splits.")
@@ -27,7 +28,6 @@ TEXTS = {
     "label + definition": ("label", "definition"),
     "label + definition + captions": ("label", "definition", "captions"),
 }
-RIDGE = {1: 4.0, 2: 4.0, 3: 2.0}  # strength of the linear ridge regression, by the number of blocks
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -37,10 +37,8 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def linear_ridge(new: Texts, seen: Texts, v_SF: np.ndarray, blocks: tuple[str, ...]) -> np.ndarray:
     """Prototypes by ridge regression from the concatenated texts; no hubness term."""
-    z_S = np.concatenate([unit(seen[b] - seen[b].mean(0)) for b in blocks], 1)
-    z_K = np.concatenate([unit(new[b] - seen[b].mean(0)) for b in blocks], 1)
-    gram = z_S.T @ z_S + RIDGE[len(blocks)] * np.eye(z_S.shape[1])
-    return unit(z_K @ np.linalg.solve(gram, z_S.T @ v_SF))
+    x_KNW, seen_SNW = (np.stack([x[block] for block in blocks], 1) for x in (new, seen))
+    return np.asarray(ridge.predict_linear(x_KNW, seen_SNW, v_SF))
 
 
 def kernel_ridge(new: Texts, seen: Texts, v_SF: np.ndarray, blocks: tuple[str, ...]) -> np.ndarray:
@@ -64,7 +62,7 @@ def measure(
     classifier = i3d.classifier(tensors)
     row_of = {name: row for row, name in enumerate(starter.load())}
     rows = [row_of[starter.find(name) or ""] for name in classifier.classes]
-    texts = {block: x[rows] for block, x in pretrained.stored_features().items()}
+    texts = {block: x[rows] for block, x in parts.stored_features().items()}
     found = []
     for split in splits:
         order = np.random.RandomState(split).permutation(400)

@@ -16,23 +16,35 @@ if TYPE_CHECKING:
 __all__ = ["PretrainedRecognizer", "Recognizer", "__version__", "load"]
 
 
-def load(folder: str | os.PathLike[str] | None = None) -> "Recognizer | PretrainedRecognizer":
+def load(
+    where: str | os.PathLike[str] | None = None, towers: str | None = None
+) -> "Recognizer | PretrainedRecognizer":
     """Loads a recogniser.
 
     Args:
-      folder: of a run, as `coco_jax.main` writes it. Without it the pretrained recogniser is loaded,
-        which needs `pip install "coco_jax[zero-shot]"`.
+      where: one of
+        - nothing: the pretrained recogniser, which needs `pip install "coco_jax[zero-shot]"`;
+        - a folder that `save` of a recogniser wrote, also one from somebody else: all of it is data;
+        - the folder of a run, as `coco_jax.main` writes it: `WORKDIR/full/split1/seed0`;
+        - published towers (docs/towers.md): `hf:org/name`, a folder of a Hugging Face model, or a
+          .safetensors or .npz file.
+      towers: the preset of published towers, such as "clip_b32". Without `where`, its weights are
+        downloaded. It is only needed if the weights do not tell.
 
     Raises:
-      UserError: the folder has no run or no usable checkpoint, or the weights are not installed.
+      UserError: there is nothing to load, or it is damaged; or the weights are not installed.
     """
-    if folder is None:
+    if where is None and towers is None:
         from coco_jax.recognition.pretrained import PretrainedRecognizer
 
         return PretrainedRecognizer()
-    from coco_jax.recognition.recognizer import Recognizer
+    if where is None:
+        from coco_jax.recognition.towers import load_towers
 
-    return Recognizer.load(folder)
+        return load_towers(None, towers)
+    from coco_jax.recognition import loading
+
+    return loading.load(where, towers)
 
 
 def __getattr__(name: str) -> Any:

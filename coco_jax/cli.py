@@ -27,14 +27,14 @@ COMMANDS = {
     "train": Command(
         "coco_jax.main",
         "train and evaluate the runs of a config",
-        "coco-jax train --config=demo --workdir=runs/demo",
+        "coco-jax train --config=demo --workdir=runs/motion",
         needs="clu",
         extra="train",
     ),
     "evaluate": Command(
         "coco_jax.main",
         "evaluate trained runs",
-        "coco-jax evaluate --config=demo --workdir=runs/demo",
+        "coco-jax evaluate --config=demo --workdir=runs/motion",
         arguments=("--mode=evaluate",),
         needs="clu",
         extra="train",

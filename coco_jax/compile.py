@@ -40,6 +40,8 @@ def command(argv: list[str]) -> None:
 
     values = flags.FLAGS
     config, seen, pool = values.config, values.seen, values.unseen
+    if config.alignment != "learned":
+        raise UserError(f"config.alignment: {config.alignment!r} is for one device; set 'learned'")
     if not values.topology:
         raise UserError("--topology is missing, e.g. --topology=v5e:2x4")
     devices = topologies.devices_of(values.topology)

@@ -5,6 +5,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +17,19 @@ from coco_jax.errors import UserError
 
 VERSION = 2  # version of the format of configs; `migrate` converts older ones
 ABLATIONS = ("label", "label+desc", "label+cycle", "full")
+ALIGNMENTS = ("learned", "ridge", "episodic")
 TRAINABLE = ("all", "lora", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 
 # Fields that have a fixed set of values, and these values.
 CHOICES: dict[str, tuple[str, ...]] = {
     "ablation": ABLATIONS,
+    "alignment": ALIGNMENTS,
     "protocol": ("test", "validation", "cross"),
     "data.shared_classes": ("keep", "drop"),
     "data.sampling": ("random", "dense"),
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
+    "text.definitions": ("never", "with_descriptions", "always"),
     "video_tower.kind": ("video", "i3d", "features"),
     "video_tower.trainable": TRAINABLE,
     "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
@@ -36,51 +40,112 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text_tower.activation": ACTIVATIONS,
     "text_tower.norm": ("pre", "post"),
     "text_tower.position": ("learned", "sinusoid"),
+    "model.start": ("random", "ridge"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "cycle.pool": ("unseen", "auxiliary", "episodic"),
     "cycle.form": ("squared", "contrastive"),
 }
 STOP_GRADIENT = ("seen", "unseen", "target")  # allowed elements of cycle.stop_gradient
 
-# Fields that must be greater than 0.
-POSITIVE = (
-    "data.batch",
-    "data.crop",
-    "data.views",
-    "data.threads",
-    "video_tower.frames",
-    "video_tower.size",
-    "video_tower.patch",
-    "video_tower.tubelet",
-    "video_tower.width",
-    "video_tower.heads",
-    "video_tower.norm_epsilon",
-    "text_tower.width",
-    "text_tower.heads",
-    "text_tower.norm_epsilon",
-    "text.length",
-    "text.descriptions",
-    "text.eval_descriptions",
-    "lora.rank",
-    "model.dim",
-    "model.tau",
-    "model.tau_min",
-    "model.tau_d",
-    "cycle.heads",
-    "cycle.tau_r",
-    "optimizer.steps",
-    "optimizer.microbatches",
-    "optimizer.learning_rate",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+# The smallest and the largest allowed value of every field that is a number. The upper bounds are far
+# above published models: they keep a mistyped or foreign config from exhausting the machine.
+COUNT = (1, 2**31 - 1)
+SIZE = (1, 65_536)
+DEPTH = (0, 128)
+HEADS = (1, 1_024)
+SHARE = (0.0, 1.0)
+WEIGHT = (0.0, 1e6)
+TEMPERATURE = (1e-6, 1e6)
+RATIO = (0.01, 100.0)
+EPSILON = (1e-15, 1.0)
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "validation_classes": (0, 65_536),
+    "data.batch": SIZE,
+    "data.workers": (0, 1_024),
+    "data.threads": (1, 1_024),
+    "data.stride": (1e-3, 1e3),
+    "data.crop": (0.01, 1.0),
+    "data.color": SHARE,
+    "data.views": (1, 1_024),
+    "data.feature_noise": WEIGHT,
+    "text.feature_noise": WEIGHT,
+    "text.descriptions": SIZE,
+    "text.eval_descriptions": SIZE,
+    "text.length": (1, 4_096),
+    "text.vocabulary": (4, 2**22),
+    "text.trained_vocabulary": (0, 2**22),
+    "video_tower.feature_dim": (1, 2**20),
+    "video_tower.frames": (1, 4_096),
+    "video_tower.size": (1, 4_096),
+    "video_tower.patch": (1, 4_096),
+    "video_tower.tubelet": (1, 4_096),
+    "video_tower.width": SIZE,
+    "video_tower.heads": HEADS,
+    "video_tower.pool_heads": (0, 1_024),
+    "video_tower.mlp_ratio": RATIO,
+    "video_tower.pool_mlp_ratio": (0.0, 100.0),
+    "video_tower.depth": DEPTH,
+    "video_tower.temporal_depth": DEPTH,
+    "video_tower.auxiliary_depth": DEPTH,
+    "video_tower.dropout": (0.0, 0.99),
+    "video_tower.norm_epsilon": EPSILON,
+    "video_tower.attention_logit_cap": WEIGHT,
+    "text_tower.width": SIZE,
+    "text_tower.heads": HEADS,
+    "text_tower.mlp_ratio": RATIO,
+    "text_tower.depth": DEPTH,
+    "text_tower.dropout": (0.0, 0.99),
+    "text_tower.norm_epsilon": EPSILON,
+    "text_tower.attention_logit_cap": WEIGHT,
+    "lora.rank": SIZE,
+    "lora.alpha": WEIGHT,
+    "model.dim": SIZE,
+    "model.tau": TEMPERATURE,
+    "model.tau_min": TEMPERATURE,
+    "model.tau_max": TEMPERATURE,
+    "model.tau_d": TEMPERATURE,
+    "model.label_weight": SHARE,
+    "model.alpha": SHARE,
+    "model.lambda_desc": WEIGHT,
+    "model.lambda_cycle": WEIGHT,
+    "model.lambda_invariant": WEIGHT,
+    "ridge.width": TEMPERATURE,
+    "ridge.strength": TEMPERATURE,
+    "ridge.hubness": WEIGHT,
+    "ridge.neighbours": SIZE,
+    "ridge.held_out": (0.01, 0.99),
+    "ridge.seen_classes": (0, 2**20),
+    "cycle.heads": HEADS,
+    "cycle.tau_r": TEMPERATURE,
+    "optimizer.steps": COUNT,
+    "optimizer.warmup": (0, 2**31 - 1),
+    "optimizer.learning_rate": (1e-15, 1e38),
+    "optimizer.final_learning_rate_ratio": WEIGHT,
+    "optimizer.b1": (0.0, 0.999_999),
+    "optimizer.b2": (0.0, 0.999_999),
+    "optimizer.weight_decay": WEIGHT,
+    "optimizer.clip_norm": (1e-15, 1e38),
+    "optimizer.microbatches": SIZE,
+    "mesh.data": (-1, 2**20),
+    "mesh.fsdp": (-1, 2**20),
+    "mesh.tensor": (-1, 2**20),
+    "eval.interpolate": SHARE,
+    "log_every": COUNT,
+    "checkpoint_every": COUNT,
+    "keep_checkpoints": COUNT,
+}
+MAX_CLIP = 2**31  # bytes of a clip: frames x size x size x 3
+MAX_CHARACTERS = 4_096  # of a field that is text
+MAX_ITEMS = 1_000  # of a field that is a list
+MAX_WAYS = 2**20  # in which a regular expression may match a path, roughly
 
 # Fields that may differ when a run is resumed: they do not change the result (except that another
 # mesh adds floats in another order). Names that end with a dot are sections.
 FREE = (
-    "version", "text.trained_vocabulary", "sweep.", "log_every", "checkpoint_every",
-    "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads", "data.cache",
+    "version", "text.trained_vocabulary", "ridge.seen_classes", "sweep.", "log_every",
+    "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads",
+    "data.cache",
 )  # fmt: skip
 
 
@@ -91,6 +156,11 @@ def default() -> ConfigDict:
     c.seed = 0
     c.split = "1"  # class split of the dataset
     c.ablation = "full"  # label | label+desc | label+cycle | full
+    # How texts are mapped to videos (docs/method.md). learned: projections trained by gradient descent |
+    # ridge: kernel ridge regression from the texts of each seen class to the mean feature of its videos;
+    # nothing is trained | episodic: the same, with its constants trained on episodes of seen classes.
+    # The last two need stored features (video_tower.kind) and a frozen text tower.
+    c.alignment = "learned"
     # test: train on the seen classes, test on the unseen classes.
     # validation: test on the split's validation classes or, if it has none, on `validation_classes`
     #   of its seen classes, which are then not trained on. Choose hyper-parameters with this one: it
@@ -118,19 +188,25 @@ def default() -> ConfigDict:
     c.data.batch = 64  # videos per step, over all devices
     c.data.workers = 0  # decoding processes; 0 decodes in threads of the training process
     c.data.threads = 4  # decoding threads of each process
-    # Keep decoded videos in memory; for small datasets. Each of `workers` processes keeps its own and
-    # in time all videos, so several workers need several times the memory.
+    # Keep decoded videos and features in memory; for small datasets. Each of `workers` processes keeps
+    # its own and in time all of them, so several workers need several times the memory.
     c.data.cache = False
     c.data.sampling = "random"  # random: one frame per segment (TSN) | dense: a fixed stride
     c.data.stride = 0.08  # seconds between frames; sampling "dense" only
     c.data.flip = True  # mirror half of the training clips
     c.data.crop = 1.0  # side of the square crop as a share of the frame's short side
     c.data.color = 0.0  # strength of colour jitter on training clips
+    # Gaussian noise on stored features in training, drawn anew in each step; its norm as a share of the
+    # feature's norm.
+    c.data.feature_noise = 0.0
     c.data.views = 1  # clips of each video in evaluation, averaged; sampling "dense" only
 
     c.text = ConfigDict()
     c.text.corpus = placeholder(str)  # descriptions: a TFDS name, e.g. actionhub/motion
     c.text.templates = ("{}", "a video of {}", "a person doing {}")  # prompt templates
+    # When the label of a class includes the definition that the corpus has of it: never |
+    # with_descriptions: in ablations with descriptions | always
+    c.text.definitions = "never"
     c.text.descriptions = 8  # M: descriptions of each class, drawn at random in every step
     c.text.eval_descriptions = 64  # descriptions of each class in evaluation: always the first ones
     c.text.tokenizer = ""  # a path, or hf:org/name; "": train one on the texts
@@ -138,6 +214,7 @@ def default() -> ConfigDict:
     c.text.length = 32  # tokens per text; texts are truncated or padded to it
     c.text.vocabulary = 512  # number of token ids; a trained tokenizer may have fewer
     c.text.trained_vocabulary = 0  # number of ids of the trained tokenizer; the run sets it
+    c.text.feature_noise = 0.0  # as data.feature_noise, on the features of texts
     c.text.shuffle_descriptions = False  # control: gives each class another class's descriptions
 
     c.video_tower = ConfigDict()
@@ -150,6 +227,7 @@ def default() -> ConfigDict:
     # frames, size, mean and std are settings | features: a tower over stored features
     c.video_tower.kind = "video"
     c.video_tower.feature_dim = 2048  # width of stored features
+    c.video_tower.linear = False  # kind "features": without the hidden layer; `width` is not used
     c.video_tower.frames = 8
     c.video_tower.size = 224  # pixels per side
     c.video_tower.patch = 16  # pixels per side
@@ -210,6 +288,12 @@ def default() -> ConfigDict:
     c.model.tau_min = 0.01
     c.model.tau_max = 1.0
     c.model.tau_d = 0.1  # temperature of a video's attention over descriptions
+    # Subtract from stored features, and from the features of a frozen text tower, their mean over the
+    # seen classes.
+    c.model.centre = False
+    # Initial projections. ridge: linear ridge regression from texts to features, for `centre`, a linear
+    # video tower and model.dim = video_tower.feature_dim.
+    c.model.start = "random"
     c.model.label_weight = 0.5  # w of the class semantic feature s_c
     c.model.alpha = 0.5  # weight of the label in scores, if descriptions are used
     c.model.lambda_desc = 1.0  # weight of L_desc (docs/method.md)
@@ -226,6 +310,17 @@ def default() -> ConfigDict:
     c.cycle.learned_attention = True
     # Features that get no gradient from the cycle loss: any of seen (keys and values), unseen, target.
     c.cycle.stop_gradient = ()
+
+    c.ridge = ConfigDict()  # for `alignment` "ridge", and the initial values for "episodic"
+    c.ridge.weights = (1.0, 1.0, 4.0)  # of label, definition and descriptions in the kernel
+    c.ridge.width = 0.5  # of the kernel, if the weights are scaled to sum to 1
+    c.ridge.strength = 0.3  # of the regularisation
+    c.ridge.hubness = (
+        0.3  # weight of the penalty for predictions that are near to many seen classes
+    )
+    c.ridge.neighbours = 5  # number of seen classes from which hubness is computed
+    c.ridge.held_out = 0.25  # share of the seen classes that each episode predicts from the others
+    c.ridge.seen_classes = 0  # number of seen classes; the run sets it
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 10_000
@@ -260,6 +355,8 @@ def default() -> ConfigDict:
     # Evaluates (1 - interpolate) x trained + interpolate x published weights of the towers
     # (WiSE-FT, arXiv 2109.01903), which keeps zero-shot accuracy on other datasets.
     c.eval.interpolate = 0.0
+    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`.
+    c.eval.ridge = False
 
     c.log_every = 10  # steps
     c.checkpoint_every = 1_000  # steps; the last step is always stored
@@ -277,6 +374,28 @@ def uses_cycle(config: ConfigDict) -> bool:
     return config.ablation in ("label+cycle", "full")
 
 
+def uses_definitions(config: ConfigDict) -> bool:
+    """Whether the labels of the ablation include definitions."""
+    return config.text.definitions == "always" or (
+        config.text.definitions == "with_descriptions" and uses_descriptions(config)
+    )
+
+
+def text_blocks(config: ConfigDict) -> tuple[str, ...]:
+    """The kinds of texts of a class that the ablation uses."""
+    used = {
+        "label": True,
+        "definition": uses_definitions(config),
+        "captions": uses_descriptions(config),
+    }
+    return tuple(block for block, is_used in used.items() if is_used)
+
+
+def training_steps(config: ConfigDict) -> int:
+    """The number of training steps; ridge regression has none."""
+    return 0 if config.alignment == "ridge" else config.optimizer.steps
+
+
 def get(config: ConfigDict, field: str) -> Any:
     """The value of a field written as `data.batch`."""
     section, _, name = field.rpartition(".")
@@ -289,13 +408,18 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, its value, and what it may be.
     """
+    for field, value in DEFAULTS.items():
+        if problem := _type_problem(value, get(config, field)):
+            raise UserError(f"config.{field}: {problem}")
     for field, allowed in CHOICES.items():
         _check_choice(field, get(config, field), allowed)
     for role in config.cycle.stop_gradient:
         _check_choice("cycle.stop_gradient", role, STOP_GRADIENT)
-    for field in POSITIVE:
-        if not get(config, field) > 0:
-            raise UserError(f"config.{field}: {get(config, field)} must be more than 0")
+    for field, (low, high) in BOUNDS.items():
+        if not low <= get(config, field) <= high:  # also if it is NaN
+            bounds = " to ".join(f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high))
+            raise UserError(f"config.{field}: {_shown(get(config, field))} must be from {bounds}")
+    _check_lists(config)
     if not config.data.name:
         raise UserError("config.data.name: no dataset; give the name of a dataset that was built")
     if config.protocol == "cross" and not config.data.test_name:
@@ -305,26 +429,153 @@ def validate(config: ConfigDict) -> None:
             f"config.text.corpus: ablation {config.ablation!r} needs descriptions; name a corpus, or "
             "set config.ablation='label'"
         )
-    patterns = (*config.optimizer.learning_rate_multipliers, *config.mesh.rules)
-    for pattern, *_ in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"config: {pattern!r} is not a regular expression: {error}") from error
+    if uses_definitions(config) and not config.text.corpus:
+        raise UserError(
+            "config.text.corpus: config.text.definitions='always' needs a corpus with definitions; name "
+            "one, or set 'never'"
+        )
     _check_combinations(config)
     _check_divisible(config)
 
 
 def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"config.{field}: {value!r} is not one of {', '.join(allowed)}")
+        raise UserError(f"config.{field}: {_shown(value)} is not one of {', '.join(allowed)}")
+
+
+def _type_problem(example: Any, value: Any) -> str:
+    """Why `value` does not have the type of `example`, a default; "" if it has."""
+    kinds: dict[type, tuple[str, tuple[type, ...]]] = {
+        bool: ("neither True nor False", (bool,)),
+        int: ("not a whole number", (int,)),
+        float: ("not a number", (float, int)),
+        str: ("not text", (str,)),
+        list: ("not a list", (list, tuple)),
+        type(None): ("not text", (str, type(None))),
+    }
+    problem, allowed = kinds[type(example)]
+    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(example, bool):
+        return f"{_shown(value)} is {problem}"
+    if isinstance(value, str) and (len(value) > MAX_CHARACTERS or "\0" in value):
+        return f"{_shown(value)} has a NUL character or more than {MAX_CHARACTERS:,} characters"
+    if isinstance(value, list | tuple) and len(value) > MAX_ITEMS:
+        return f"{_shown(value)} has more than {MAX_ITEMS:,} elements"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, shortened for an error message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_lists(config: ConfigDict) -> None:
+    """Checks the elements of fields that are lists."""
+    for template in config.text.templates:
+        # One placeholder and nothing else that str.format would interpret.
+        if (
+            not isinstance(template, str)
+            or [template.count(x) for x in ("{}", "{", "}")] != [1] * 3
+        ):
+            raise UserError(
+                f"config.text.templates: {_shown(template)} must be text with one {{}}, the place of "
+                "the action's name, and no other braces"
+            )
+    if not config.text.templates:
+        raise UserError("config.text.templates: no template; give at least one, e.g. ('{}',)")
+    for field, low in (("video_tower.mean", -1e6), ("video_tower.std", 1e-6)):
+        value = get(config, field)
+        if len(value) != 3 or not all(_is_number(x) and low <= x <= 1e6 for x in value):
+            raise UserError(
+                f"config.{field}: {_shown(value)} must be three numbers from {low:g} to 1e+06"
+            )
+    for row in config.optimizer.learning_rate_multipliers:
+        if not (_is_pair(row) and _is_number(row[1]) and 0 <= row[1] <= 1e6):
+            raise UserError(
+                f"config.optimizer.learning_rate_multipliers: {_shown(row)} must be (regular "
+                "expression, factor from 0 to 1e+06)"
+            )
+        _check_expression("optimizer.learning_rate_multipliers", row[0])
+    axes = (None, "data", "fsdp", "tensor")
+    for row in config.mesh.rules:
+        if not (
+            _is_pair(row) and isinstance(row[1], tuple | list) and all(x in axes for x in row[1])
+        ):
+            raise UserError(
+                f"config.mesh.rules: {_shown(row)} must be (regular expression, an axis of the mesh or "
+                "None for each dimension)"
+            )
+        _check_expression("mesh.rules", row[0])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, tuple | list) and len(row) == 2 and isinstance(row[0], str)
+
+
+def _check_expression(field: str, expression: str) -> None:
+    """Checks that a regular expression compiles, and that Python matches it to a path in short time.
+
+    Python tries all ways to match. If no group is repeated, their number is at most the product of
+    the numbers of choices: about 64 for each repetition (the length of a path), 2 for each `?`, and
+    the number of branches of each group.
+    """
+    count = expression.count
+    bars, groups = count("|"), max(count("("), 1)
+    ways = 6 * sum(map(count, "*+{")) + count("?") + groups * math.log2(1 + bars / groups)
+    repeated_group = re.search(r"\)[*+{]", expression)
+    if ways > math.log2(MAX_WAYS) or repeated_group or len(expression) > MAX_CHARACTERS:
+        raise UserError(
+            f"config.{field}: the regular expression {_shown(expression)} could take very long to "
+            "match; repeat no group, use at most three of * + {, and few of | ?"
+        )
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"config.{field}: {_shown(expression)} is not a regular expression: {error}"
+        ) from error
 
 
 def _check_combinations(config: ConfigDict) -> None:
     data, text, video = config.data, config.text, config.video_tower
     published = video.weights or config.text_tower.weights
+    closed_form = config.alignment != "learned"
+    has_features = video.kind == "features" and config.text_tower.trainable == "none"
     problems = {
-        "eval.interpolate: must be from 0 to 1": not 0 <= config.eval.interpolate <= 1,
+        f"video_tower: a clip of {video.frames} frames of {video.size} x {video.size} pixels has more "
+        f"than {MAX_CLIP:,} bytes": 3 * video.frames * video.size**2 > MAX_CLIP,
+        "mesh: an axis of 0 devices; use 1, or -1 for all remaining devices": 0
+        in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        f"model.tau_min: {config.model.tau_min} is more than tau_max, {config.model.tau_max}": (
+            config.model.tau_min > config.model.tau_max
+        ),
+        **{
+            f"{field} needs stored features and a frozen text tower; set "
+            "config.video_tower.kind='features' and config.text_tower.trainable='none'": is_set
+            for field, is_set in {
+                f"alignment: {config.alignment!r}": closed_form and not has_features,
+                "model.centre: it": config.model.centre and not has_features,
+                "eval.ridge: it": config.eval.ridge and not has_features,
+            }.items()
+        },
+        "model.start: 'ridge' needs config.model.centre=True, config.video_tower.linear=True and "
+        "config.model.dim equal to config.video_tower.feature_dim": config.model.start == "ridge"
+        and not (config.model.centre and video.linear and config.model.dim == video.feature_dim),
+        f"alignment: {config.alignment!r} has no optimizer.microbatches, model.lambda_invariant, "
+        "cycle.heads and cycle.stop_gradient; leave them at their defaults": closed_form
+        and (
+            config.optimizer.microbatches > 1
+            or config.model.lambda_invariant
+            or config.cycle.heads > 1
+            or config.cycle.stop_gradient
+        ),
+        "ridge.weights: must be three numbers above 0": (
+            len(config.ridge.weights) != 3 or min(config.ridge.weights) <= 0
+        ),
         "eval.interpolate: there are no published weights to interpolate with; set "
         "config.video_tower.weights or config.text_tower.weights": (
             config.eval.interpolate and not published
@@ -342,7 +593,6 @@ def _check_combinations(config: ConfigDict) -> None:
         "config.video_tower.heads": video.rope and video.width % (4 * video.heads),
         "video_tower.pool: 'cls' pools one frame, and video_tower.temporal='tokens' pools all; set "
         "'map', 'wide_map' or 'mean'": video.temporal == "tokens" and video.pool == "cls",
-        f"data.crop: {data.crop} is a share of the frame; at most 1": data.crop > 1,
         "data.views: several views differ only with config.data.sampling='dense'": (
             data.views > 1 and data.sampling != "dense"
         ),
@@ -416,6 +666,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+DEFAULTS = flatten(default().to_dict())
+
+
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a stored config to the fields of this version; returns it flat, as `flatten` does.
 
@@ -427,7 +680,8 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     version = stored.get("version", 1)
     if version not in (1, VERSION):
         raise UserError(
-            f"the config has version {version!r}, this coco_jax reads up to {VERSION}; update coco_jax"
+            f"the config has version {_shown(version)}, this coco_jax reads up to {VERSION}; update "
+            "coco_jax"
         )
     flat = {}
     for field, value in flatten(stored).items():
@@ -436,7 +690,7 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
             field = RENAMED_SECTIONS.get(section, section) + dot + name if dot else field
             field = RENAMED_FIELDS.get(field, field)
         flat[field] = value
-    return flatten(default().to_dict()) | flat | {"version": VERSION}
+    return DEFAULTS | flat | {"version": VERSION}
 
 
 def changes(
@@ -472,31 +726,29 @@ def load_stored(stored: Mapping[str, Any], where: str) -> ConfigDict:
       UserError: it has unknown fields, values of a wrong type, or is of a later version.
     """
     config = default()
-    for field, value in migrate(stored).items():
-        section, _, name = field.rpartition(".")
-        try:
-            parent = config[section] if section else config
-            if name not in parent or isinstance(parent[name], ConfigDict):
-                raise KeyError(field)
-            parent[name] = _tuples(value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{where}: {field}={value!r} does not fit: {_reason(field, error)}"
-            ) from error
-    validate(config)
+    try:
+        for field, value in migrate(stored).items():
+            _set_stored(config, field, value)
+        validate(config)
+    except (RecursionError, OverflowError) as error:
+        raise UserError(f"{where}: nested too deeply, or a number is too large") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     return config
 
 
-def _reason(field: str, error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return no_such_field(field)
-    return " ".join(str(error).split())
+def _set_stored(config: ConfigDict, field: str, value: Any) -> None:
+    if field not in DEFAULTS:
+        raise UserError(no_such_field(field))
+    if problem := _type_problem(DEFAULTS[field], value):
+        raise UserError(f"config.{field}: {problem}")
+    section, _, name = field.rpartition(".")
+    (config[section] if section else config)[name] = _tuples(value)
 
 
 def no_such_field(field: str) -> str:
     """The error message for a field that does not exist, with the nearest existing name."""
-    known = list(flatten(default().to_dict()))
-    near = difflib.get_close_matches(field, known, 1, cutoff=0.5)
+    near = difflib.get_close_matches(field, DEFAULTS, 1, cutoff=0.5)
     hint = f"; did you mean config.{near[0]}?" if near else ""
     return f"there is no field config.{field}{hint}"
 

@@ -5,9 +5,17 @@ import errno
 import sys
 from collections.abc import Iterator
 
+from coco_jax.printing import printable
+
 
 class UserError(Exception):
-    """An error that the user can correct; the message is one line that says where and how."""
+    """An error that the user can correct; the message is one line that says where and how.
+
+    Each further argument is one more line. Line breaks inside an argument are printed as `\\n`.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 @contextlib.contextmanager
@@ -16,12 +24,13 @@ def reported(program: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        lines = map(printable, map(str, error.args))
+        print(f"{program}: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or "the disk"
+        where = printable(str(error.filename or "the disk"))
         print(
             f"{program}: {where}: {error.strerror}; free some space, then run the same command again",
             file=sys.stderr,

@@ -7,6 +7,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from coco_jax import files
 from coco_jax.command import run_command, writable_folder
 from coco_jax.config import FREE, changes
 from coco_jax.errors import UserError, reported
@@ -48,7 +49,7 @@ def command(argv: list[str]) -> None:
         if values.coordinator != "auto" and None in (values.processes, values.process):
             raise UserError("--coordinator needs --processes and --process as well")
         multihost.join(values.coordinator, values.processes, values.process)
-    with multihost.stop_all_on_failure(PROGRAM), reported(PROGRAM):
+    with multihost.stop_all_on_failure(PROGRAM), reported(multihost.name_of(PROGRAM)):
         _sweep(values.config, workdir)
 
 
@@ -65,7 +66,7 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     if given or not results.exists():
         return workdir
     try:
-        stored = json.loads(results.read_text())["config"]
+        stored = json.loads(files.read_text(results))["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results}: cannot be read ({error}); remove it") from error
     # A single run does not depend on the sweep, but results.json does.
@@ -109,6 +110,8 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """Runs the command with the flags of sys.argv."""
+    # The closed form's systems of equations are too small for threads, which would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     define_flags()
     run_command(command, PROGRAM)
 

@@ -21,9 +21,14 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     """A mesh of `config.mesh`; one axis may be -1 and takes the devices that remain.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices, or do not divide the batch.
+      UserError: the axes do not multiply to the number of devices or do not divide the batch, or the
+        devices do not have the dtype.
     """
     devices = jax.devices() if devices is None else list(devices)
+    if config.model.dtype == "float16" and devices[0].platform == "cpu":
+        raise UserError(
+            "config.model.dtype: XLA has no attention in float16 for CPUs; use bfloat16 or float32"
+        )
     shape = [config.mesh[axis] for axis in AXES]
     if shape.count(-1) == 1:
         shape[shape.index(-1)] = max(len(devices) // -int(np.prod(shape)), 1)

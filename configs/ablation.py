@@ -1,4 +1,4 @@
-"""The demo's four ablations on all three splits, three seeds each: 36 runs, one table."""
+"""The four ablations of configs/demo.py on all three splits, three seeds each: 36 runs, one table."""
 
 from coco_jax.configs import demo
 

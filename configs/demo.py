@@ -1,4 +1,4 @@
-"""The demo: 32 rendered actions, 8 of them unseen, `label` against `full`, on a laptop's CPU.
+"""`make motion`: 32 rendered actions, 8 of them unseen, `label` against `full`, on a laptop's CPU.
 
 What differs from the defaults for other reasons than size was chosen on classes held out of the
 seen ones (config.protocol = "validation"); docs/findings.md has the figures.

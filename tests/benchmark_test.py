@@ -1,4 +1,4 @@
-"""The demo's claim, made small: descriptions of an unseen action are what lets a model name it."""
+"""The claim of `make motion`, made small: descriptions of an unseen action let a model name it."""
 
 import dataclasses
 
@@ -16,11 +16,11 @@ from tests.helpers import runs
 CHANCE = 1 / 6  # six validation classes
 
 
-def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_dir, tmp_path):
-    """The demo with half of its frames, for 200 steps; then the same model with the wrong texts."""
+def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(full_data_dir, tmp_path):
+    """configs/demo.py with half of the frames, for 200 steps; then the same with the wrong texts."""
     done = runs.call(
         *runs.command(
-            runs.ROOT / "configs/demo.py", tmp_path, f"--config.data.dir={data_dir}",
+            runs.ROOT / "configs/demo.py", tmp_path, f"--config.data.dir={full_data_dir}",
             "--config.protocol=validation", "--config.sweep.ablation=('label+desc',)",
             "--config.video_tower.frames=8", "--config.optimizer.steps=200",
             "--config.text.eval_descriptions=16",
@@ -36,7 +36,7 @@ def test_descriptions_transfer_to_unseen_classes_unless_they_are_swapped(data_di
 
     config = load_stored(read_json(folder / "config.json"), str(folder))
     program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
-    step, params = restore_params(folder / "checkpoints", program.abstract)
+    step, params = restore_params(folder / "checkpoints", program)
     task = make_task(config)
     same = evaluate(program, params, task, step)
     assert abs(same["top1"] - result["top1"]) < 0.01

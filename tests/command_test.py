@@ -139,3 +139,18 @@ def test_closed_output_pipe_causes_no_traceback():
     finally:
         os.close(writing)
     assert done.stderr == "" and done.returncode == 1
+
+
+def test_unfinished_reads_of_a_damaged_checkpoint_print_no_traceback():
+    """orbax closes the event loop while TensorStore still reads other arrays for it."""
+    done = runs.call(
+        sys.executable,
+        "-c",
+        "from absl import flags; from coco_jax import command; flags.FLAGS(['x']); command.quiet()\n"
+        "class Fails:\n"
+        "    def __init__(self, message): self.message = message\n"
+        "    def __del__(self): raise RuntimeError(self.message)\n"
+        "Fails('Event loop is closed')\n"
+        "Fails('another error')",
+    )
+    assert done.stderr.count("Traceback") == 1 and "RuntimeError: another error" in done.stderr

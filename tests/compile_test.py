@@ -78,14 +78,14 @@ def vit_flops(frames: int, tokens: int, width: int, depth: int) -> float:
 
 
 def test_model_flops_equal_a_count_by_hand():
-    """ViT-B/16 on 8 frames; the backward pass costs two forward passes; the text tower is frozen."""
+    """Three layers of ViT-B/16 on 8 frames, a frozen text tower; backward costs forward twice."""
     from coco_jax.configs import k400_zsar
 
     config = k400_zsar.get_config()
     config.ablation, config.data.batch, config.video_tower.temporal_depth = "label", 4, 0
-    config.video_tower.temporal = "mean"
+    config.video_tower.temporal, config.video_tower.depth = "mean", 3
     got = model_flops(config, abstract_batch(config, 400, 160))
-    wanted = 3 * vit_flops(8 * 4, 197, 768, 12)
+    wanted = 3 * vit_flops(8 * 4, 197, 768, 3)
     assert wanted == pytest.approx(got, rel=0.04)
 
 

@@ -18,7 +18,7 @@ from tests.tfds_builders.hmdb51_zsar import hmdb51_zsar_dataset_builder_test as 
 from tests.tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder_test as kinetics_test
 from tests.tfds_builders.ucf101_zsar import ucf101_zsar_dataset_builder_test as ucf101_test
 from tfds_builders.build import build
-from tfds_builders.common import testing as fakes
+from tfds_builders.common import testing
 from tfds_builders.kinetics_zsar import kinetics_zsar_dataset_builder as kinetics
 
 NAMES = (
@@ -32,7 +32,7 @@ def load(name: str) -> ConfigDict:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_is_valid_and_names_its_descriptions(name):
+def test_config_is_valid_and_has_a_corpus_and_a_frozen_text_tower(name):
     config = load(name)
     validate(config)
     assert config.text.corpus.startswith("actionhub/") and config.text_tower.trainable == "none"
@@ -40,8 +40,8 @@ def test_a_config_is_valid_and_names_its_descriptions(name):
 
 # The others have the first one's towers, or PE-Core's, of which tests/weights/pe_test.py has the shapes.
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_a_config_has_its_towers_real_shapes(name):
-    """Nothing is computed: a hundred million parameters and more are shapes alone."""
+def test_towers_have_the_published_size_and_a_step_keeps_all_shapes(name):
+    """Only shapes are computed."""
     config = load(name)
     config.mesh.update(data=-1, fsdp=2)
     program = make_program(config, make_mesh(config))
@@ -64,7 +64,9 @@ def test_a_config_has_its_towers_real_shapes(name):
     moments = {path_of(p) for p, _ in jax.tree.leaves_with_path(program.abstract.opt_state)}
     assert config.text_tower.trainable == "none"
     assert not [path for path in moments if "/text/" in path]
-    # The shapes of a step, with the videos and the bank's features of the real benchmark.
+    # The shapes of a step of one layer, with the videos and text features of the real benchmark.
+    config.video_tower.depth = 1
+    program = make_program(config, make_mesh(config))
     seen, m, width = 400, config.text.descriptions, config.text_tower.width
     video = config.video_tower
     struct = jax.ShapeDtypeStruct
@@ -88,12 +90,13 @@ def benchmarks(tmp_path_factory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("benchmarks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kinetics, "SEEN", len(kinetics_test.SEEN))
-        patch.setattr(kinetics.Builder, "url_infos", {})
         kinetics_test.fake_videos(place / "kinetics")
         kinetics_test.fake_annotations(place / "kinetics" / "annotations")
+        infos = kinetics_test.checksums(place / "kinetics" / "annotations")
+        patch.setattr(kinetics.Builder, "url_infos", infos)
         build("kinetics_zsar/video", str(place / "data"), str(place / "kinetics"))
-    for name, fake in (("ucf101", ucf101_test), ("hmdb51", hmdb51_test)):
-        fakes.write(place / name / "videos", fake.fake_lists(place / name / "lists"))
+    for name, test in (("ucf101", ucf101_test), ("hmdb51", hmdb51_test)):
+        testing.write(place / name / "videos", test.fake_lists(place / name / "lists"))
         for config in ("intra", "cross"):
             build(f"{name}_zsar/{config}", str(place / "data"), str(place / name))
     corpus = place / "corpus"
@@ -138,7 +141,7 @@ def shrunk(config: ConfigDict, data: pathlib.Path) -> ConfigDict:
 # I3D has one shape only, whose two compilations take minutes; PE-Core's config differs from the first
 # one's only in its towers. tests/weights has the rest.
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("i3d", "pe"))])
-def test_two_steps_and_an_evaluation_on_fakes(benchmarks, tmp_path, name):
+def test_two_steps_and_an_evaluation_on_generated_videos(benchmarks, tmp_path, name):
     config = shrunk(load(name), benchmarks)
     metrics = run(config, tmp_path, "both", False)
     assert 0 <= metrics["top1"] <= 1

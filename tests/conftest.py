@@ -1,22 +1,24 @@
 """Fixtures for tests of several folders: a trained run, its recognizer, a video file, parsed flags."""
 
+import os
 import pathlib
 import sys
 
 import numpy as np
 import pytest
 
+CACHE = os.environ.get("COCO_JAX_CACHE")  # the user's, which some tests replace
 # coco_jax is imported in the fixtures: jaxtyping adds its checks after it has loaded conftest files.
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory, data_dir) -> pathlib.Path:
+def trained_run(build_once, data_dir) -> pathlib.Path:
     """The folder of a trained run, not yet evaluated; its accuracy does not matter."""
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
-    folder = tmp_path_factory.mktemp("trained")
-    run(tiny_config(data_dir, data__batch=16, mesh__data=8), folder, "train")
+    config = tiny_config(data_dir, data__batch=16, mesh__data=8)
+    folder = build_once("trained", lambda folder: run(config, folder, "train"))
     return folder / "full/split1/seed0"
 
 
@@ -37,6 +39,22 @@ def video_path(tmp_path_factory) -> pathlib.Path:
     frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
     path.write_bytes(videos.encode(frames, 8))
     return path
+
+
+@pytest.fixture(scope="session")
+def sample_videos() -> list[pathlib.Path]:
+    """The sample videos of `--samples`: 22 MB are downloaded, unless they are in the user's cache."""
+    from coco_jax.data import samples
+    from coco_jax.errors import UserError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COCO_JAX_CACHE", raising=False)
+        if CACHE:
+            patch.setenv("COCO_JAX_CACHE", CACHE)
+        try:
+            return samples.fetch()
+        except UserError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -41,7 +40,8 @@ def test_sweep_writes_results_plots_and_a_table(finished):
     assert results["chance"] == 0.125 and results["seeds"] == [0]
     assert list(results["ablations"]) == ["label", "full"]
     for metrics in results["ablations"].values():
-        assert set(metrics) == {"top1", "top5", "generalised"}
+        assert set(metrics) == {"top1", "top5", "generalised", "ridge"}
+        assert metrics["ridge"] is None  # config.eval.ridge is off
         assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
         assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]
         assert 0 <= metrics["top1"]["mean"] <= metrics["top5"]["mean"] <= 1
@@ -106,7 +106,7 @@ def run_and_signal(command, step, number):
 
 
 def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
-    uninterrupted, tmp_path
+    uninterrupted, tiny, tmp_path
 ):
     """SIGKILL, SIGINT (Ctrl-C) and SIGTERM, in turn. The last two save the current step."""
     config, whole = uninterrupted
@@ -114,10 +114,10 @@ def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
     checkpoints = tmp_path / RUN / "checkpoints"
     code, _, _ = run_and_signal(command, 5, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    unfinished = runs.call(*command, "--mode=evaluate")
-    assert "training stopped at step" in one_line(unfinished)
-    changed = runs.call(*command, "--config.model.dim=16")
-    assert "model.dim: 32 -> 16" in one_line(changed)
+    with pytest.raises(UserError, match="training stopped at step"):
+        run(tiny(**UNINTERRUPTED), tmp_path, "evaluate")
+    with pytest.raises(UserError, match=r"model\.dim: 32 -> 16"):
+        run(tiny(**UNINTERRUPTED, model__dim=16), tmp_path)
     (checkpoints / "7.orbax-checkpoint-tmp").mkdir()  # an incomplete checkpoint
     for at, number, expected in ((7, signal.SIGINT, 130), (9, signal.SIGTERM, 0)):
         code, errors, seconds = run_and_signal(command, at, number)
@@ -138,34 +138,32 @@ def test_run_stopped_by_several_signals_equals_an_uninterrupted_one_bit_for_bit(
     assert runs.result(whole / RUN) == runs.result(tmp_path / RUN)
 
 
+UNINTERRUPTED = {"optimizer__steps": 12, "checkpoint_every": 2, "video_tower__dropout": 0.1}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("whole")
-    config = runs.write_config(
-        folder / "c.py", data_dir, optimizer__steps=12, checkpoint_every=2, video_tower__dropout=0.1
-    )
+    config = runs.write_config(folder / "c.py", data_dir, **UNINTERRUPTED)
     whole = runs.call(*runs.command(config, folder / "run"))
     assert whole.returncode == 0, whole.stderr
     return config, folder / "run"
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def start_two(config, workdir, *flags):
     """Two processes of one run, each with two devices."""
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{runs.free_port()}"
     flags = (*flags, f"--coordinator={address}", "--processes=2")
     return [
         subprocess.Popen(
             runs.command(config, workdir, *flags, f"--process={i}"),
-            env=runs.environment(2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=runs.environment(2),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def read_until(stream, part: str) -> None:
@@ -217,13 +215,13 @@ def test_two_processes_have_the_losses_of_one_and_one_process_can_resume_them(da
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_if_a_process_dies_the_other_exits_with_the_reason(data_dir, tmp_path, victim):
-    config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000)
+    config = runs.write_config(tmp_path / "c.py", data_dir, optimizer__steps=5000, ablation="label")
     children = start_two(config, tmp_path / "two", "--config.log_every=1")
     drain = Drain(children[1].stderr)
     # Only the first process prints its steps. If there is a checkpoint, both are training.
     first = Drain(children[0].stderr)
     deadline = time.monotonic() + 240
-    while not (tmp_path / "two" / RUN / "checkpoints" / "3").is_dir():
+    while not (tmp_path / "two/label/split1/seed0/checkpoints/3").is_dir():
         assert time.monotonic() < deadline and children[0].poll() is None, first.text
         time.sleep(0.1)
     children[victim].kill()
@@ -330,7 +328,7 @@ def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path
         ("text_tower__heads", 5, "is not a multiple of text_tower.heads, 5"),
         ("text__corpus", None, "needs descriptions"),
         ("data__batch", 12, "does not divide"),
-        ("video_tower__patch", 0, "config.video_tower.patch: 0 must be more than 0"),
+        ("video_tower__patch", 0, "config.video_tower.patch: 0 must be from 1 to 4,096"),
         ("video_tower__pool", "max", "is not one of cls, map, wide_map, mean"),
         ("model__dtype", "float17", "is not one of float32"),
         ("cycle__stop_gradient", ("targets",), "'targets' is not one of seen, unseen, target"),
@@ -355,10 +353,17 @@ def test_changed_config_is_an_error_that_lists_the_changed_fields(finished):
 
 
 def test_single_value_on_the_command_line_replaces_the_sweep(finished, tmp_path):
-    config, _, _ = finished
-    done = runs.call(*runs.command(config, tmp_path, "--config.ablation=label", "--mode=train"))
+    """The run is finished, so it is not trained again."""
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    done = runs.call(
+        *runs.command(
+            config, tmp_path / "run", "--config.ablation=label", "--config.data.dir=/nowhere"
+        )
+    )
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["label"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["ablations"]) == ["label"]
 
 
 def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path):
@@ -372,16 +377,13 @@ def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path
     assert "checkpoints/6: the checkpoint is damaged" in error
 
 
-def test_loss_that_is_not_finite_is_an_error_and_no_checkpoint_is_saved(data_dir, tmp_path):
-    config = runs.write_config(
-        tmp_path / "c.py",
-        data_dir,
-        optimizer__learning_rate=1e30,
-        optimizer__clip_norm=1e30,
-        optimizer__warmup=0,
-    )
-    error = one_line(runs.call(*runs.command(config, tmp_path / "run")))
-    assert "the loss is nan" in error and "config.optimizer.learning_rate" in error
-    assert error.count("_0") >= 8  # the ids of the clips in the batch
-    folder = tmp_path / "run" / RUN / "checkpoints"
+def test_loss_that_is_not_finite_is_an_error_and_no_checkpoint_is_saved(tiny, tmp_path):
+    config = tiny(optimizer__learning_rate=1e30, optimizer__clip_norm=1e30, optimizer__warmup=0)
+    with pytest.raises(
+        UserError, match=r"the loss is nan.* config\.optimizer\.learning_rate"
+    ) as caught:
+        run(config, tmp_path)
+    error = str(caught.value)
+    assert "\n" not in error and error.count("_0") >= 8  # the ids of the clips in the batch
+    folder = tmp_path / RUN / "checkpoints"
     assert not [path for path in folder.iterdir() if path.name.isdigit()]

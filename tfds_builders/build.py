@@ -10,6 +10,7 @@ import importlib
 import pathlib
 import shutil
 import sys
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -35,7 +36,8 @@ def build(
     """Builds a dataset as array_record files.
 
     An existing dataset is not built again, unless the lists in `manual_dir` (videos.csv, splits.json,
-    unseen.txt) have changed. Files of interrupted builds of the same dataset are removed.
+    unseen.txt) have changed. It is replaced when the new one is complete. Files of interrupted builds of
+    the same dataset are removed.
 
     Args:
       name: `DATASET` or `DATASET/CONFIG`; DATASET is one of `names()`.
@@ -82,23 +84,24 @@ def build(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             lists = user_lists.digest(manual_dir)
-            if folder.is_dir():
-                stored = user_lists.stored_digest(folder)
-                if manual_dir is None or stored is None or lists == stored:
-                    return folder
-                print(f"{folder}: the lists in {manual_dir} have changed; rebuilding the dataset")
-                shutil.rmtree(folder)
+            if not folder.is_dir():
+                _prepare(builder, download, lists)
+                return folder
+            stored = user_lists.stored_digest(folder)
+            if manual_dir is None or stored is None or lists == stored:
+                return folder
+            print(f"{folder}: the lists in {manual_dir} have changed; rebuilding the dataset")
+            # The new dataset is built in another folder: if that fails, the old one is still there.
+            with tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix="incomplete.", suffix=f"_{folder.name}"
+            ) as other:
                 builder = _module(dataset).Builder(
-                    data_dir=data_dir, config=config or None, file_format="array_record"
+                    data_dir=other, config=config or None, file_format="array_record"
                 )
                 _set_options(builder, options, beam)
-            builder.download_and_prepare(download_config=download)
-            if dataset in user_lists.DATASETS:
-                user_lists.store_digest(folder, lists)
-            if "label" in builder.info.features:
-                from coco_jax.data.dataset import write_index
-
-                write_index(builder)
+                _prepare(builder, download, lists)
+                folder.rename(pathlib.Path(other) / "old")
+                pathlib.Path(builder.data_dir).rename(folder)
     except filelock.Timeout as error:
         raise UserError(
             f"{folder}: another process is building it; wait until it has finished"
@@ -108,6 +111,18 @@ def build(
             f"--data_dir={data_dir}: {error.strerror}; choose another folder"
         ) from error
     return folder
+
+
+def _prepare(builder: Any, download: Any, lists: str) -> None:
+    """Builds a dataset, and stores what later builds and runs need next to it."""
+    builder.download_and_prepare(download_config=download)
+    folder = pathlib.Path(builder.data_dir)
+    if builder.name in user_lists.DATASETS:
+        user_lists.store_digest(folder, lists)
+    if "label" in builder.info.features:
+        from coco_jax.data.dataset import write_index
+
+        write_index(builder)
 
 
 def _set_options(builder: Any, options: dict[str, Any], beam: str | None) -> None:

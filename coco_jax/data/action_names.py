@@ -7,6 +7,7 @@ Classes that Kinetics-600 renamed are in the table `RENAMED`. Does not import Te
 import collections
 import functools
 import re
+import threading
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -136,6 +137,9 @@ def _renamed() -> dict[str, list[str]]:
     return other
 
 
+_STEMMER_LOCK = threading.Lock()  # a stemmer keeps the word that it works on
+
+
 @functools.cache
 def _stemmer() -> snowballstemmer.stemmer:
     return snowballstemmer.stemmer("english")
@@ -143,5 +147,7 @@ def _stemmer() -> snowballstemmer.stemmer:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _stem(word: str) -> str:
-    # Digits and words beyond ASCII have no English endings.
-    return _stemmer().stemWord(word) if word.isascii() and word.isalpha() else word
+    if not (word.isascii() and word.isalpha()):
+        return word  # digits and words beyond ASCII have no English endings
+    with _STEMMER_LOCK:
+        return _stemmer().stemWord(word)

@@ -26,7 +26,7 @@ class ClipReader:
     )
 
     def __call__(self, index: int, rng: np.random.Generator, view: int = 0) -> dict[str, Any]:
-        """Record `index` as `{"video": uint8 T H W 3, "index": int}`, or `{"video": float32 F, ...}`.
+        """Record `index` as `{"video": uint8 T H W 3, "index": int}`.
 
         Args:
           index: of the record.
@@ -34,8 +34,6 @@ class ClipReader:
           view: chooses the clip in evaluation.
         """
         assert self.records is not None
-        if self.config.video_tower.kind == "features":
-            return {"video": np.float32(self.records[index]["features"]), "index": index}
         if self.config.data.cache:
             if index not in self.decoded:
                 self.decoded[index] = self._decode_all(self.records[index])

@@ -1,11 +1,13 @@
 """The description corpus: the texts of each class, and random draws from them for each step."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from coco_jax.data import action_names
 from coco_jax.data.dataset import normal_id, open_builder
 from coco_jax.data.tokenizers import Tokenizer
 from coco_jax.errors import UserError
@@ -48,6 +50,25 @@ class Corpus:
         """The number of descriptions."""
         return sum(map(len, self.texts.values()))
 
+    def matches(self, names: Iterable[str]) -> dict[str, str]:
+        """The action that each name means, however it is spelled: "PushUps" is "push up".
+
+        The rules are those of `action_names.Classes.hits`; a name that means no action, or several, is
+        left out.
+        """
+        actions = action_names.Classes(self.texts)
+        hits = {name: actions.hits(name) for name in dict.fromkeys(names)}
+        return {name: found[0] for name, found in hits.items() if len(found) == 1}
+
+    def with_names(self, matches: Mapping[str, str]) -> "Corpus":
+        """Adds the texts of actions under further names, `{name: action}`."""
+
+        def added(by_action: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+            more = {name: by_action[a] for name, a in matches.items() if a in by_action}
+            return {**by_action, **more}
+
+        return Corpus(added(self.texts), added(self.video_ids), added(self.definitions))
+
     def shuffled(self, seed: int) -> "Corpus":
         """Gives every action the descriptions and definitions of another one, as a control."""
         names = sorted(self.texts)
@@ -65,6 +86,7 @@ class Corpus:
         )
 
 
+@functools.lru_cache(maxsize=1)
 def load_corpus(name: str, data_dir: str) -> Corpus:
     """Reads a corpus that `tfds_builders/actionhub` built.
 

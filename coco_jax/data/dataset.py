@@ -7,8 +7,9 @@ All builders in tfds_builders/ write the same format:
   lists, also `official_test`: three booleans, whether each list names the video.
 - TFDS splits: `train`, `test`, and `rest` for videos that are in neither.
 - Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
-  `"validation": [class, ...]` if the protocol has validation classes, and `"official": n` if only the
-  videos of the n-th official test list are tested.
+  `"validation": [class, ...]` if the protocol has validation classes (in the protocol "validation" they
+  are not trained on), and `"official": n` if only the videos of the n-th official test list are tested.
+  With `random_splits = {"seen": n, "validation": m}`, each number is a class split too (`random_split`).
 """
 
 import contextlib
@@ -24,9 +25,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 from ml_collections import ConfigDict
 
+from coco_jax.data import action_names
 from coco_jax.data.requirements import REQUIREMENTS, requirement
 from coco_jax.errors import UserError
 
@@ -46,6 +48,7 @@ class Records:
     video_ids: tuple[str, ...]
     splits: tuple[str, ...]  # the TFDS split of each record
     official: Bool[np.ndarray, "N 3"] | None = None  # whether each official test list names it
+    kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)  # features, by record
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +66,34 @@ class Records:
             index -= len(source)
         raise IndexError(index)
 
+    def features(
+        self, indices_N: Int[np.ndarray, " N"], width: int, keep: bool
+    ) -> Float32[np.ndarray, "N F"]:
+        """The stored features of records.
+
+        Args:
+          indices_N: of the records.
+          width: F.
+          keep: keep them in memory for the next call.
+
+        Raises:
+          UserError: a feature has another width.
+        """
+        found_NF = np.zeros((len(indices_N), width), np.float32)
+        for row_F, index in zip(found_NF, indices_N.tolist(), strict=True):
+            feature_F = self.kept.get(index)
+            if feature_F is None:
+                feature_F = self[index]["features"]
+                if keep:
+                    self.kept[index] = feature_F
+            if len(feature_F) != width:
+                raise UserError(
+                    f"config.video_tower.feature_dim: {width}, but the stored features have "
+                    f"{len(feature_F)} values"
+                )
+            row_F[:] = feature_F
+        return found_NF
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -74,6 +105,9 @@ class Dataset:
     records: Records
     # The name to use in texts, for classes whose name here was changed to be unique.
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    random_splits: Mapping[str, int] | None = (
+        None  # the arguments of `random_split`, if it has them
+    )
 
     def display_names(self, names: Sequence[str]) -> list[str]:
         """The names of classes to use in texts."""
@@ -94,10 +128,10 @@ def open_builder(name: str, data_dir: str) -> Any:
             dataset, data_dir=data_dir, config=config or None
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise UserError(_missing(name, data_dir)) from error
+        raise UserError(*_missing(name, data_dir)) from error
 
 
-def _missing(name: str, data_dir: str) -> str:
+def _missing(name: str, data_dir: str) -> tuple[str, ...]:
     """The error for a missing dataset: one line, or five if files must be downloaded."""
     built = sorted(path.name for path in pathlib.Path(data_dir).glob("[!.]*") if path.is_dir())
     if name.partition("/")[0] not in REQUIREMENTS:
@@ -105,21 +139,21 @@ def _missing(name: str, data_dir: str) -> str:
         hint = f"did you mean {near[0]!r}? " if near else ""
         return (
             f"dataset {name!r} does not exist; {hint}{data_dir} has {', '.join(built) or 'none'}, and "
-            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}"
+            f"`coco-jax data build` builds {', '.join(REQUIREMENTS)}",
         )
     command = f"python -m tfds_builders.build {name} --data_dir={data_dir}"
     files = requirement(name)
     if files is None:
         return (
             f"dataset {name!r} is not in {data_dir} (config.data.dir): build it with `{command}`; "
-            "`make data` builds the demo's"
+            "`make data` builds motion_zsar",
         )
     return (
-        f"dataset {name!r} is not in {data_dir} (config.data.dir).\n"
-        f"  Fetch: {files.fetch}\n"
-        f"  Size:  {files.size}\n"
-        f"  Put:   {files.put}\n"
-        f"  Build: {command} --manual_dir=FOLDER"
+        f"dataset {name!r} is not in {data_dir} (config.data.dir).",
+        f"  Fetch: {files.fetch}",
+        f"  Size:  {files.size}",
+        f"  Put:   {files.put}",
+        f"  Build: {command} --manual_dir=FOLDER",
     )
 
 
@@ -154,7 +188,24 @@ def load(name: str, data_dir: str) -> Dataset:
         splits,
         index.get("official"),
     )
-    return Dataset(name, classes, class_splits, records)
+    random_splits = builder.info.metadata.get("random_splits")
+    return Dataset(name, classes, class_splits, records, random_splits=random_splits)
+
+
+def random_split(
+    classes: Sequence[str], number: int, *, seen: int, validation: int
+) -> dict[str, list[str]]:
+    """The class split of a number: `numpy.random.RandomState(number).permutation(len(classes))`.
+
+    Its first `seen` classes are seen, the last `validation` of these are the validation classes, and the
+    other classes are unseen.
+    """
+    names = [classes[i] for i in np.random.RandomState(number).permutation(len(classes))]
+    return {
+        "seen": names[:seen],
+        "unseen": names[seen:],
+        "validation": names[seen - validation : seen],
+    }
 
 
 def write_index(builder: Any) -> dict[str, np.ndarray]:
@@ -201,14 +252,16 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     """Joins two datasets, to train on `trained` and test on `tested` (protocol `cross`).
 
     The class splits are those of `tested`. In each of them, the seen classes are all classes that are
-    seen in some class split of `trained`. Classes with the same name in both datasets are not trained
-    on with `overlap="drop"`. With "keep", as in papers, they are, and the tested classes get a prefix
-    to make their names unique.
+    seen in some class split of `trained`. With `overlap="drop"`, classes of both datasets, in any
+    spelling (`action_names.normal`), are not trained on. With "keep", as in papers, they are, and the
+    tested classes get a prefix to make their names unique.
     """
-    shared = set(tested.classes) & set(trained.classes)
+    keys = {action_names.normal(name) for name in trained.classes}
+    shared = {name for name in tested.classes if action_names.normal(name) in keys}
     of_any = {name for split in trained.class_splits.values() for name in split["seen"]}
     if overlap == "drop":
-        of_any -= shared
+        dropped = {action_names.normal(name) for name in shared}
+        of_any = {name for name in of_any if action_names.normal(name) not in dropped}
     prefix = tested.name.partition("/")[0] + ": "
     key = {name: prefix + name if name in shared else name for name in tested.classes}
     seen = [name for name in trained.classes if name in of_any]

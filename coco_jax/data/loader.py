@@ -1,4 +1,4 @@
-"""Makes batches of records with Grain: sample, decode, augment, batch, split over processes.
+"""Makes batches of records: sample, decode, augment, batch, split over processes; Grain for videos.
 
 The order depends only on the seed: global batch n has the same clips with the same augmentation for
 any number of processes and workers, and after a resume. Videos that cannot be decoded are always
@@ -6,6 +6,7 @@ replaced by the same clips.
 """
 
 import dataclasses
+import functools
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 from ml_collections import ConfigDict
 
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.dataset import Records
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 TRIES = 10  # candidates of the same class to try as a replacement of a corrupt video
 
@@ -76,6 +78,50 @@ def _ignore_signals(worker: int, workers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class FeatureLoader:
+    """An infinite iterator over this process's share of the global batches of stored features.
+
+    Each epoch has every record once, in a new random order. Stored features are never corrupt, so
+    `broken` stays empty.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        indices: Int[np.ndarray, " N"],
+        config: ConfigDict,
+        *,
+        start: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.next_batch, self.broken = start, set[int]()
+        self._records, self._indices, self._config = records, indices, config
+        self._process, self._processes = process, processes
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([config.seed, epoch]).permutation(indices)
+        )
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch, `{"video": float32 b F, "index": int b}`; see `TrainLoader`."""
+        batch = self._config.data.batch
+        place_B = np.arange(self.next_batch * batch, (self.next_batch + 1) * batch)
+        self.next_batch += 1
+        epoch_B, place_B = np.divmod(place_B, len(self._indices))
+        index_B = np.concatenate(
+            [self._order(epoch)[place_B[epoch_B == epoch]] for epoch in np.unique(epoch_B).tolist()]
+        )
+        index_b = np.split(index_B, self._processes)[self._process]
+        return {"video": stored_features(self._records, index_b, self._config), "index": index_b}
+
+
+def stored_features(
+    records: Records, indices_N: Int[np.ndarray, " N"], config: ConfigDict
+) -> Float32[np.ndarray, "N F"]:
+    """Stored features of records, kept in memory with `config.data.cache`."""
+    return records.features(indices_N, config.video_tower.feature_dim, config.data.cache)
+
+
 class TrainLoader:
     """An infinite iterator over this process's share of the global batches, from batch `start` on.
 
@@ -130,8 +176,9 @@ class TrainLoader:
             self.broken.add(index)
             logging.warning(
                 "%s; it is replaced by another video of its class (%d replaced so far)",
-                self._reason(index), len(self.broken),
-            )  # fmt: skip
+                printable(self._reason(index)),
+                len(self.broken),
+            )
         return batch
 
     def _reason(self, index: int) -> str:
@@ -159,6 +206,10 @@ def evaluation_batches(
     """
     share = config.data.batch // processes
     filled = np.concatenate([indices, np.repeat(indices[-1:], -len(indices) % config.data.batch)])
+    if config.video_tower.kind == "features":
+        for index_b in filled.reshape(-1, share)[process::processes]:
+            yield {"video": stored_features(records, index_b, config), "index": index_b}
+        return
     clip = clip or ClipReader(config, training=False, records=records)
     clips = (
         grain.MapDataset.source(filled.tolist()).seed(0).random_map(_View(clip, view)).batch(share)

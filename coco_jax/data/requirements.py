@@ -22,6 +22,7 @@ REQUIREMENTS: dict[str, Requirement | None] = {
     ),
     "actionhub/motion": None,
     "actionhub/starter": None,
+    "kinetics_prototypes": None,
     "kinetics_zsar": Requirement(
         fetch="Kinetics-400 train, Kinetics-600 val and test (.tar.gz shards), with their annotation "
         "CSVs: https://github.com/cvdfoundation/kinetics-dataset",

@@ -1,6 +1,7 @@
 """The classes and videos of each protocol, and checks that no test data leaks into training."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from coco_jax.data.dataset import Dataset, normal_id, select
+from coco_jax.config import training_steps
+from coco_jax.data import action_names
+from coco_jax.data.dataset import Dataset, normal_id, random_split, select
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 
 
 class LeakError(AssertionError):
@@ -52,6 +56,14 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
     """
     plan = _cross(dataset, config) if config.protocol == "cross" else _within(dataset, config)
     check_plan(plan, dataset)
+    if len(plan.unseen) == 1:
+        print(
+            printable(
+                f"{dataset.name}, split {config.split}: {plan.unseen[0]!r} is the only unseen class, so "
+                "the zero-shot accuracy is always 100 %"
+            ),
+            file=sys.stderr,
+        )
     return plan
 
 
@@ -65,6 +77,7 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
         )
     if config.protocol == "validation" and split.get("validation"):
         unseen = tuple(split["validation"])
+        seen = tuple(name for name in seen if name not in set(unseen))
     elif config.protocol == "validation":
         if not 0 < config.validation_classes < len(seen) - 1:
             raise UserError(
@@ -115,22 +128,28 @@ def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
 
 
 def _split(dataset: Dataset, name: str, field: str) -> Mapping[str, Any]:
-    if name not in dataset.class_splits:
-        known = list(dataset.class_splits)
-        raise UserError(
-            f"config.{field}: {dataset.name} has no split {name!r}; it has {', '.join(known[:8])}"
-            f"{f' ... {known[-1]}' * (len(known) > 8)}"
-        )
-    return dataset.class_splits[name]
+    if name in dataset.class_splits:
+        return dataset.class_splits[name]
+    numbers = dataset.random_splits
+    if numbers and name.isdecimal() and int(name) < 2**32:  # the seeds of RandomState
+        return random_split(dataset.classes, int(name), **numbers)
+    known = list(dataset.class_splits)
+    raise UserError(
+        f"config.{field}: {dataset.name} has no split {name!r}; it has {', '.join(known[:8])}"
+        f"{f' ... {known[-1]}' * (len(known) > 8)}{' and every number below 2**32' * bool(numbers)}"
+    )
 
 
 def check_plan(plan: Plan, dataset: Dataset) -> None:
     """Checks the rules: no class is both seen and unseen, and no tested video is trained on.
 
+    Classes are compared in their normal form (`action_names.normal`): "Push-ups" is "push up".
+
     Raises:
       LeakError: a rule is broken.
     """
-    both = set(plan.seen) & set(plan.unseen)
+    seen = {action_names.normal(name) or name for name in plan.seen}
+    both = [name for name in plan.unseen if (action_names.normal(name) or name) in seen]
     if both:
         raise LeakError(f"classes are both seen and unseen: {sorted(both)}")
     ids, labels = dataset.records.video_ids, dataset.records.labels
@@ -162,8 +181,9 @@ def check_final(step: int, config: ConfigDict) -> None:
     Raises:
       LeakError: training has not ended.
     """
-    if config.protocol != "validation" and step != config.optimizer.steps:
+    steps = training_steps(config)
+    if config.protocol != "validation" and step != steps:
         raise LeakError(
-            f"evaluation on the test classes at step {step} of {config.optimizer.steps}; "
+            f"evaluation on the test classes at step {step} of {steps}; "
             "use config.protocol='validation' before the end of training"
         )

@@ -1,13 +1,13 @@
 """The data of a run: videos of its class split, and the texts of every class as token ids."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from coco_jax.config import uses_cycle, uses_descriptions, validate
+from coco_jax.config import uses_cycle, uses_definitions, uses_descriptions, validate
 from coco_jax.data import action_names
 from coco_jax.data import dataset as datasets
 from coco_jax.data.corpus import Corpus, DescriptionSampler, check_described, load_corpus
@@ -16,12 +16,33 @@ from coco_jax.data.tokenizers import Tokenizer, cached_tokenizer, published_toke
 from coco_jax.errors import UserError
 
 
+def label_texts(
+    config: ConfigDict, names: Sequence[str], definitions: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The P texts of each class's label, class by class.
+
+    These are its name in every prompt template; then, if the ablation uses definitions, the first
+    definition of the class, or the name in the first template if it has none.
+    """
+    texts = []
+    for name in names:
+        prompts = [template.format(name) for template in config.text.templates]
+        if uses_definitions(config):
+            prompts.append((definitions.get(name) or prompts)[0])
+        texts += prompts
+    return texts
+
+
 def label_ids(
-    tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    definitions: Mapping[str, Sequence[str]],
 ) -> Int[np.ndarray, "K P L"]:
-    """Token ids of every class name in every prompt template."""
-    texts = [template.format(name) for name in names for template in templates]
-    return tokenizer(texts).reshape(len(names), len(templates), tokenizer.length)
+    """Token ids of `label_texts`."""
+    count = len(config.text.templates) + uses_definitions(config)
+    texts = label_texts(config, names, definitions)
+    return tokenizer(texts).reshape(len(names), count, tokenizer.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +63,8 @@ class Task:
     removed_descriptions: int  # how many were collected from tested videos
     classes: dict[str, list[str]]  # display names of "seen", "pool" and "unseen"
     corpus: Corpus
+    # The features `U N W` of the pool in each block, for the closed form; the only texts of its steps.
+    pool: np.ndarray | None = None
 
     @property
     def seen_label(self) -> Int[np.ndarray, " N"]:
@@ -60,6 +83,8 @@ class Task:
 
     def step_texts(self, step: int) -> dict[str, np.ndarray]:
         """The text part of a batch, which depends only on the seed and the step."""
+        if self.pool is not None:
+            return {"pool": self.pool}
         rng = np.random.default_rng([self.config.seed, step])
         count, length = self.config.text.descriptions, self.config.text.length
 
@@ -91,7 +116,8 @@ class Task:
 def make_task(config: ConfigDict) -> Task:
     """Opens the data of a run.
 
-    `config` is not changed; `Task.config` is a copy with the size of the tokenizer.
+    `config` is not changed; `Task.config` is a copy with the size of the tokenizer and, for the closed
+    form, the number of seen classes.
 
     Raises:
       UserError: the config is not valid, or data is missing or does not fit it.
@@ -102,10 +128,14 @@ def make_task(config: ConfigDict) -> Task:
     plan = make_plan(dataset, config)
     _check_videos(dataset, plan, config.split)
     corpus, removed = _open_corpus(config, dataset, plan)
-    classes = _choose_classes(config, dataset, plan, corpus)
+    matches = corpus.matches(dataset.display_names(dataset.classes))
+    classes = _choose_classes(config, dataset, plan, corpus, set(matches.values()))
+    corpus = corpus.with_names(matches)
     config, tokenizer = _resolve_tokenizer(config, classes, corpus)
+    if config.alignment != "learned":
+        config.ridge.seen_classes = len(plan.seen)
     labels = {
-        group: label_ids(tokenizer, names, config.text.templates)
+        group: label_ids(config, tokenizer, names, corpus.definitions)
         for group, names in classes.items()
     }
     samplers = _sample_descriptions(config, classes, corpus, tokenizer)
@@ -114,7 +144,7 @@ def make_task(config: ConfigDict) -> Task:
 
 def _check_videos(dataset: datasets.Dataset, plan: Plan, split: str) -> None:
     for name, indices in (("train", plan.train), ("test", plan.test_unseen)):
-        if not len(indices):
+        if not len(indices) and (name == "train" or plan.unseen):
             raise UserError(f"dataset {dataset.name!r} has no {name} video in split {split!r}")
     tested = {dataset.classes[i] for i in dataset.records.labels[plan.test_unseen]}
     if missing := sorted(set(plan.unseen) - tested):
@@ -142,16 +172,28 @@ def _open_corpus(config: ConfigDict, dataset: datasets.Dataset, plan: Plan) -> t
 
 
 def _choose_classes(
-    config: ConfigDict, dataset: datasets.Dataset, plan: Plan, corpus: Corpus
+    config: ConfigDict, dataset: datasets.Dataset, plan: Plan, corpus: Corpus, matched: set[str]
 ) -> dict[str, list[str]]:
-    """Display names of the classes in each group: "seen", "unseen", and the "pool" of the cycle."""
+    """Display names of the classes in each group: "seen", "unseen", and the "pool" of the cycle.
+
+    `matched` has the actions of the corpus that are classes of the dataset.
+    """
     pool = []
     if uses_cycle(config) and config.cycle.pool == "unseen":
         pool = dataset.display_names(plan.unseen)
+        if not pool:
+            raise UserError(
+                f"config.cycle.pool: split {config.split!r} has no unseen classes; use 'auxiliary' or "
+                "'episodic'"
+            )
     elif uses_cycle(config) and config.cycle.pool == "auxiliary":
         # Compared in normal form: "push up" in the corpus is the class "pushup" of the dataset.
         taken = {action_names.normal(name) for name in dataset.display_names(dataset.classes)}
-        pool = sorted(name for name in corpus.texts if action_names.normal(name) not in taken)
+        pool = sorted(
+            name
+            for name in corpus.texts
+            if name not in matched and action_names.normal(name) not in taken
+        )
         if not pool:
             raise UserError(
                 f"config.cycle.pool: corpus {config.text.corpus!r} has only actions that are "
@@ -175,7 +217,7 @@ def _resolve_tokenizer(
         return config, published_tokenizer(text.tokenizer, style, length, text.vocabulary)
     # Train it only on texts that training uses: with an inductive pool, no texts of unseen classes.
     names = [*classes["seen"], *classes["pool"]]
-    texts = [template.format(name) for name in names for template in text.templates]
+    texts = label_texts(config, names, corpus.definitions)
     texts += [description for name in names for description in corpus.texts.get(name, ())]
     folder = f"{config.data.dir}/tokenizers"
     tokenizer = cached_tokenizer(texts, text.vocabulary, text.length, folder)

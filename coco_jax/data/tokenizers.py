@@ -15,15 +15,25 @@ import sentencepiece
 from jaxtyping import Int
 
 from coco_jax.errors import UserError
+from coco_jax.files import read_bytes
 from coco_jax.weights.files import locate
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
+MAX_FILE = 64 << 20  # bytes of a tokenizer; that of SigLIP 2, with 256,000 pieces, has 34 MB
 
 
 class Tokenizer:
     """Encodes a lower-cased text as `length` ids: pieces, an end mark, then padding (0)."""
 
     def __init__(self, model: bytes, length: int):
+        """Reads the bytes of a sentencepiece model.
+
+        Raises:
+          ValueError: there are none.
+          RuntimeError: they are not a sentencepiece model.
+        """
+        if not model:
+            raise ValueError("the file is empty")
         self.model, self.length = model, length
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
 
@@ -229,7 +239,7 @@ def load_tokenizer(path: pathlib.Path, length: int, style: str = "own") -> Token
       UserError: the file is missing or damaged.
     """
     try:
-        model = path.read_bytes()
+        model = read_bytes(path, MAX_FILE)
         return (
             Tokenizer(model, length) if style == "own" else PublishedTokenizer(model, length, style)
         )

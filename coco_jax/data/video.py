@@ -10,7 +10,6 @@ import functools
 import io
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from coco_jax.errors import UserError
+from coco_jax.files import open_regular
 
 # Demuxers that open other files, devices or addresses than the one they are given (playlists,
 # sequences of numbered images, capture devices, subtitles and metadata that name files).
@@ -56,6 +56,7 @@ def av_is_input(name: str) -> bool:
 SEEKABLE = ("mov", "matroska")  # containers in which any frame can be found by its time
 MIN_FRAMES = 2  # a single frame shows no motion
 MAX_SIDE = 16_384  # pixels
+MAX_PIXELS = 36_000_000  # of a frame: 8K has 35 million; a decoder may keep 16 frames
 MAX_MISSING = 0.01  # share of the number of frames in the header
 MAX_BYTES = 4 << 30  # of decoded frames
 av.logging.set_level(av.logging.PANIC)  # errors of libav are raised as exceptions
@@ -200,21 +201,25 @@ def decode(
         return np.stack([shown[index] for index in index_T.tolist()])
     with _opened(video, name) as opened:
         index_T, height, width = _wanted(opened.info, times, short_side, size, opened.name)
-        wanted = set(index_T.tolist())
-        frames: dict[int, np.ndarray] = {}
-        for index, frame in _decoded(opened, sorted(wanted)):
-            if index in wanted:
+        missing = set(index_T.tolist())
+        frames_THWC: Any = None
+        for index, frame in _decoded(opened, sorted(missing)):
+            if index in missing:
                 # The video is stored rotated: the requested size is that of the upright picture.
                 flipped = size is not None and round(frame.rotation / 90) % 2
                 h, w = (width, height) if flipped else (height, width)
                 rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
-                frames[index] = np.rot90(rgb, round(frame.rotation / 90) % 4)
-        if wanted - set(frames):
+                rgb = np.rot90(rgb, round(frame.rotation / 90) % 4)
+                if frames_THWC is None:
+                    frames_THWC = np.empty((len(index_T), *rgb.shape), np.uint8)
+                frames_THWC[index_T == index] = rgb
+                missing.remove(index)
+        if missing:
             raise VideoError(
-                f"{opened.name}: truncated, {len(wanted - set(frames))} of its frames cannot be "
-                "decoded; fetch it again"
+                f"{opened.name}: truncated, {len(missing)} of its frames cannot be decoded; fetch it "
+                "again"
             )
-        return np.stack([frames[index] for index in index_T.tolist()])
+        return frames_THWC
 
 
 def encode(
@@ -253,6 +258,11 @@ def _wanted(
         times_T = np.asarray(times(info) if callable(times) else times, np.float64)
         index_T = shown_at(info, times_T)
     height, width = _target(info, short_side, size)
+    if max(height, width) > MAX_SIDE:
+        raise VideoError(
+            f"{name}: frames of {info.height} x {info.width} px, {height} x {width} when they are "
+            f"scaled; use at most {MAX_SIDE} per side"
+        )
     if len(index_T) * height * width * 3 > MAX_BYTES:
         raise VideoError(
             f"{name}: {len(index_T)} frames of {height} x {width} px do not fit in memory; "
@@ -303,11 +313,8 @@ def _opened(video: bytes | str | os.PathLike[str], name: str | None) -> Iterator
     else:
         name = name or os.fspath(video)
         try:
-            # Check this before opening the file: opening a FIFO would wait for a writer.
-            if not stat.S_ISREG(os.stat(video).st_mode):
-                raise VideoError(f"{name}: not a regular file; name a video file")
-            source = open(video, "rb")  # noqa: SIM115
-            empty = not os.path.getsize(video)
+            source = open_regular(video)
+            empty = not os.fstat(source.fileno()).st_size
         except OSError as error:
             raise VideoError(f"{name}: {error.strerror}; name a video file") from error
     with source as stream:
@@ -344,6 +351,12 @@ def _index(name: str, container: Any) -> _Opened:
         raise VideoError(
             f"{name}: frames of {height} x {width} px; use at most {MAX_SIDE} per side"
         )
+    if height * width > MAX_PIXELS:
+        raise VideoError(
+            f"{name}: frames of {height} x {width} px; use at most {MAX_PIXELS:,} pixels"
+        )
+    # The size may change within the stream: the decoder checks every frame.
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     packets = [
         (p.pts, p.is_keyframe, p.is_discard, p.duration or 0)
         for p in container.demux(stream)

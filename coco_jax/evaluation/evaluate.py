@@ -1,5 +1,6 @@
 """Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,14 +8,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
+from coco_jax.config import text_blocks
 from coco_jax.data.clip_reader import ClipReader
-from coco_jax.data.loader import evaluation_batches
+from coco_jax.data.loader import evaluation_batches, stored_features
 from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import metrics
+from coco_jax.models import ridge
+from coco_jax.training.seen import class_means
 from coco_jax.training.step import Params, Program, global_batch
-from coco_jax.training.text_features import with_features
+from coco_jax.training.text_features import class_features, with_features
 
 
 def embed_videos(
@@ -24,7 +28,9 @@ def embed_videos(
     clip = ClipReader(task.config, training=False, records=task.dataset.records)
     share = {"process": jax.process_index(), "processes": jax.process_count(), "clip": clip}
     row = {int(index): n for n, index in enumerate(indices_N)}
-    total_ND = np.zeros((len(indices_N), task.config.model.dim), np.float32)
+    is_learned = task.config.alignment == "learned"
+    dim = task.config.model.dim if is_learned else task.config.video_tower.feature_dim
+    total_ND = np.zeros((len(indices_N), dim), np.float32)
     for view in range(task.config.data.views):
         found_ND = np.full_like(total_ND, np.nan)
         for batch in evaluation_batches(
@@ -38,10 +44,13 @@ def embed_videos(
     return total_ND / np.linalg.norm(total_ND, axis=1, keepdims=True)
 
 
-def embed_candidates(
-    program: Program, params: Params, task: Task
-) -> tuple[jax.Array, np.ndarray | None, np.ndarray | None]:
-    """Embeddings l_c and d_cm of the candidates, seen classes first, and a mask of the descriptions."""
+def embed_candidates(program: Program, params: Params, task: Task) -> tuple[Any, ...]:
+    """What `Program.scores` needs of the candidates, seen classes first.
+
+    Embeddings l_c and d_cm and a mask of the descriptions; for a closed form, text features.
+    """
+    if task.config.alignment != "learned":
+        return (np.concatenate([class_features(task, group) for group in ("seen", "unseen")]),)
     labels_KPL, ids_KML, mask_KM = task.candidate_texts()
     l_KD = program.embed_labels(params, labels_KPL)
     if ids_KML is None:
@@ -104,7 +113,51 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
         "chance": _chance(plan),
         "step": step,
         "descriptions_left_out": task.removed_descriptions,
+        "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
     }
+
+
+def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
+    """Accuracies of ridge regression on the run's texts and features, without trained constants.
+
+    "linear" regresses from the concatenated texts; "kernel" has the constants of `config.ridge`.
+    """
+    constants = task.config.ridge
+    weight_of = dict(zip(ridge.BLOCKS, constants.weights, strict=True))
+    weight_N = np.array([weight_of[block] for block in text_blocks(task.config)], np.float32)
+    scores = _ridge_scores(
+        class_features(task, "unseen"),
+        class_features(task, "seen"),
+        class_means(task),
+        stored_features(task.dataset.records, task.plan.test_unseen, task.config),
+        weight_N / weight_N.sum(),
+        constants.width,
+        constants.strength,
+        constants.hubness,
+        constants.neighbours,
+    )
+    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+@functools.partial(jax.jit, static_argnums=8)
+def _ridge_scores(
+    texts_KNW: jax.Array,
+    seen_SNW: jax.Array,
+    videos_SF: jax.Array,
+    tested_UF: jax.Array,
+    weight_N: jax.Array,
+    width: float,
+    strength: float,
+    hubness: float,
+    neighbours: int,
+) -> dict[str, jax.Array]:
+    with jax.default_matmul_precision("float32"):
+        mean_F = videos_SF.mean(0)
+        seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
+        linear_KF = ridge.predict_linear(texts_KNW, seen_SNW, seen_SF)
+        kernel_KF = ridge.predict(texts_KNW, seen_SNW, seen_SF, weight_N, width, strength)
+        penalty_K = hubness * ridge.hubness(kernel_KF, seen_SF, neighbours)
+        return {"linear": v_UF @ linear_KF.T, "kernel": v_UF @ kernel_KF.T - penalty_K}
 
 
 def _accuracies(

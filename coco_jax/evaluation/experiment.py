@@ -1,6 +1,8 @@
 """Runs of an experiment; each is trained and evaluated in its own folder."""
 
+import functools
 import itertools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -8,15 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from coco_jax import sharding, weights
-from coco_jax.data.task import make_task
+from coco_jax import files, sharding, weights
+from coco_jax.config import default, load_stored, training_steps
+from coco_jax.data.task import Task, make_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation.evaluate import evaluate
 from coco_jax.evaluation.results import write_json
-from coco_jax.training.checkpoint import check_unchanged, read_json, restore_params
+from coco_jax.training import multihost, run_lock
+from coco_jax.training.checkpoint import check_trained, check_unchanged, read_json, restore_params
 from coco_jax.training.loop import train
 from coco_jax.training.preemption import Preemption
-from coco_jax.training.step import make_program
+from coco_jax.training.step import Params, Program, make_program
 
 
 def run_configs(config: ConfigDict) -> Iterator[ConfigDict]:
@@ -58,43 +62,88 @@ def run(
       The metrics in result.json; {} if the run was only trained.
 
     Raises:
-      UserError: the config or the data is not valid, or the config differs from the stored one.
+      UserError: the config or the data is not valid, the config differs from the stored one, or
+        another command is working on the run.
     """
     name = run_name(config)
     folder = workdir / name
-    result = folder / "result.json"
-    check_unchanged(folder, config, allow_config_change)
-    if result.exists():
-        return read_json(result)
-    task = make_task(config)
-    config = task.config
-    program = make_program(config, sharding.make_mesh(config))
-    is_first = jax.process_index() == 0
+    if (finished := _finished(folder, config, allow_config_change)) is not None:
+        return finished
     if mode == "evaluate":
-        step, params = restore_params(folder / "checkpoints", program.abstract)
-        if step != config.optimizer.steps:
-            raise UserError(
-                f"{folder}: training stopped at step {step} of {config.optimizer.steps}; finish it "
-                "first (the same command without --mode=evaluate)"
-            )
-    else:
-        if is_first:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", config.to_dict())
-            (folder / "tokenizer.model").write_bytes(task.tokenizer.model)
-        state = train(program, task, folder, name, profile_steps, preemption)
-        step, params = int(state.step), state.params
-    if mode == "train":
-        return {}
+        check_trained(folder / "checkpoints")
+    task = make_task(config)
+    if mode != "train" and not task.plan.unseen:
+        raise UserError(
+            f"config.split: {config.split!r} has no unseen classes to test on; use --mode=train"
+        )
+    program = _shared_program(_program_fields(task.config))
+    with run_lock.held(folder):
+        # Another command may have worked on this run before this one got the lock.
+        if (finished := _finished(folder, config, allow_config_change)) is not None:
+            return finished
+        if mode == "evaluate":
+            step, params = restore_params(folder / "checkpoints", program)
+            if step != training_steps(config):
+                raise UserError(
+                    f"{folder}: training stopped at step {step} of {training_steps(config)}; finish it "
+                    "first (the same command without --mode=evaluate)"
+                )
+        else:
+            if jax.process_index() == 0:
+                write_json(folder / "config.json", task.config.to_dict())
+                files.write_bytes(folder / "tokenizer.model", task.tokenizer.model)
+            state = train(program, task, folder, name, profile_steps, preemption)
+            step, params = int(state.step), state.params
+        if mode == "train":
+            return {}
+        return _evaluate(program, params, task, step, folder)
+
+
+def _finished(
+    folder: pathlib.Path, config: ConfigDict, allow_config_change: bool
+) -> dict[str, Any] | None:
+    """The metrics of a finished run; None if it is not finished. The same in all processes.
+
+    Raises:
+      UserError: the config differs from the stored one.
+    """
+    check_unchanged(folder, config, allow_config_change)
+    result = folder / "result.json"
+    # Network file systems may show a new file to one host earlier than to another.
+    if not multihost.gather_json(result.exists())[0]:
+        return None
+    return read_json(result) if jax.process_index() == 0 else {}
+
+
+def _evaluate(
+    program: Program, params: Params, task: Task, step: int, folder: pathlib.Path
+) -> dict[str, Any]:
+    """Evaluates the parameters of the last step and writes the metrics."""
+    config = task.config
     if config.eval.interpolate:
         initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
         params = weights.interpolate(config, params, initial)
     metrics = evaluate(program, params, task, step)
     metrics = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | metrics
-    if is_first:
-        write_json(result, metrics)
+    if jax.process_index() == 0:
+        write_json(folder / "result.json", metrics)
         _write_scalars(folder, step, metrics)
     return metrics
+
+
+def _program_fields(config: ConfigDict) -> str:
+    """The config of a run without the fields on which its compiled functions do not depend."""
+    fields = config.copy_and_resolve_references()
+    plain = default()
+    fields.update(split=plain.split, seed=plain.seed, sweep=plain.sweep)
+    return json.dumps(fields.to_dict())
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_program(fields: str) -> Program:
+    """The program of consecutive runs of a sweep that differ in the split or the seed only."""
+    config = load_stored(json.loads(fields), "config")
+    return make_program(config, sharding.make_mesh(config))
 
 
 def _write_scalars(folder: pathlib.Path, step: int, metrics: dict[str, Any]) -> None:

@@ -1,23 +1,23 @@
 """The results of a sweep: results.json and the printed table."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from coco_jax import files
 from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
+RIDGE = ("linear", "kernel")
 GENERALISED = ("seen", "unseen", "harmonic", "auc")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    files.write_bytes(path, text.encode())
 
 
 def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
                 field: float(np.mean([run[field] for run in general])) if general else None
                 for field in GENERALISED
             },
+            "ridge": _ridge(mine),
         }
     return {
         "format": FORMAT,
@@ -52,6 +53,18 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
         "config": config,
         "ablations": ablations,
     }
+
+
+def _ridge(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Top-1 of the ridge regressions (`config.eval.ridge`), and the run's top-1 minus theirs, paired."""
+    if not all(run.get("ridge") for run in runs):
+        return None
+    summary = {}
+    for kind in RIDGE:
+        top1 = [run["ridge"][kind]["top1"] for run in runs]
+        gain = [run["top1"] - other for run, other in zip(runs, top1, strict=True)]
+        summary[kind] = {"top1": metrics.mean_std(top1), "difference": metrics.mean_std(gain)}
+    return summary
 
 
 def _values(runs: list[dict[str, Any]], metric: str) -> list[float | None]:
@@ -89,28 +102,58 @@ def heading(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The metrics as a Markdown table, in percent; generalised ones are means over classes."""
+    """The metrics as a Markdown table, in percent.
 
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    def spread(metric: dict[str, Any] | None) -> str:
-        if metric is None:
-            return "-"
-        several = len(metric["runs"]) > 1
-        return percent(metric["mean"]) + (f" ± {percent(metric['std'])}" if several else "")
-
-    head = ("ablation", "top-1", "top-5", *GENERALISED)
-    rows = [
-        (name, spread(got["top1"]), spread(got["top5"]),
-         *(percent(got["generalised"][field]) for field in GENERALISED))
-        for name, got in results["ablations"].items()
-    ]  # fmt: skip
+    Of several runs: mean ± standard deviation. Generalised metrics are means over classes; their columns
+    are left out if no run has them. With the results of ridge regression, the standard error of the mean
+    follows in brackets, and there are two columns for each regression: its top-1, and how much higher
+    that of the run is, with the standard error of the paired difference.
+    """
+    ablations = results["ablations"]
+    general = [got["generalised"] for got in ablations.values()]
+    shown = [field for field in GENERALISED if any(got[field] is not None for got in general)]
+    baselines = [kind for kind in RIDGE if all(got.get("ridge") for got in ablations.values())]
+    head = ["ablation", "top-1", "top-5", *shown]
+    for kind in baselines:
+        head += [f"{kind} ridge", "difference"]
+    rows = []
+    for name, got in ablations.items():
+        row = [name, *(_spread(got[field], bool(baselines)) for field in ("top1", "top5"))]
+        row += [_percent(got["generalised"][field]) for field in shown]
+        for kind in baselines:
+            row.append(_spread(got["ridge"][kind]["top1"], True))
+            row.append(_signed(got["ridge"][kind]["difference"]))
+        rows.append(row)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [head, tuple("-" * width for width in widths), *rows]
+    lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
         "| "
         + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         + " |"
         for line in lines
     )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _spread(metric: dict[str, Any] | None, with_error: bool) -> str:
+    """Mean ± standard deviation (standard error)."""
+    if metric is None:
+        return "-"
+    if len(metric["runs"]) == 1:
+        return _percent(metric["mean"])
+    error = f" ({_percent(_error(metric))})" * with_error
+    return f"{_percent(metric['mean'])} ± {_percent(metric['std'])}{error}"
+
+
+def _signed(metric: dict[str, Any]) -> str:
+    """Mean, with its sign, ± standard error."""
+    several = f" ± {_percent(_error(metric))}" * (len(metric["runs"]) > 1)
+    return f"{100 * metric['mean']:+.1f}{several}"
+
+
+def _error(metric: dict[str, Any]) -> float:
+    """The standard error of the mean; the runs count as independent."""
+    return metric["std"] / len(metric["runs"]) ** 0.5

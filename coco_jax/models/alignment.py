@@ -15,10 +15,19 @@ def normalise(x_D: Float[Array, "*B D"], epsilon: float = 1e-6) -> Float[Array, 
     return x_D * jax.lax.rsqrt(jnp.sum(x_D * x_D, -1, keepdims=True) + epsilon**2)
 
 
-def cross_entropy(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the labels, in nats; labels are in [0, K)."""
-    log_p_BK = jax.nn.log_softmax(logits_BK)
-    return -jnp.take_along_axis(log_p_BK, label_B[:, None], 1).mean()
+def cross_entropy(
+    logits_BK: Float[Array, "B K"],
+    label_B: Int[Array, " B"],
+    mask_B: Bool[Array, " B"] | None = None,
+) -> Float[Array, ""]:
+    """Mean negative log-likelihood of the labels, in nats; labels are in [0, K).
+
+    With a mask, the mean is over the rows where it is True; 0 if there are none.
+    """
+    log_p_B1 = jnp.take_along_axis(jax.nn.log_softmax(logits_BK), label_B[:, None], 1)
+    if mask_B is None:
+        return -log_p_B1.mean()
+    return -jnp.where(mask_B, log_p_B1[:, 0], 0.0).sum() / jnp.maximum(mask_B.sum(), 1)
 
 
 def class_to_video(logits_BK: Float[Array, "B K"], label_B: Int[Array, " B"]) -> Float[Array, ""]:

@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from coco_jax import presets
-from coco_jax.config import uses_cycle, uses_descriptions
+from coco_jax.config import uses_cycle, uses_definitions, uses_descriptions
 from coco_jax.models import alignment
 from coco_jax.models.alignment import normalise
 from coco_jax.models.i3d import I3D
 from coco_jax.models.invariance import Invariance, cycle_loss
+from coco_jax.models.ridge import BLOCKS
 from coco_jax.models.text import TextTower
 from coco_jax.models.video import FeatureTower, VideoTower
 from coco_jax.sharding import BATCH, CLASSES, constrain
@@ -31,11 +32,20 @@ class Batch(TypedDict):
     video: Array  # uint8 B T H W 3, or float32 B F features
     label: Array  # int32 B, an index into the seen classes
     # Texts are int32 token ids, or bfloat16 features (width W instead of length L) of a frozen tower.
+    # If the labels include definitions, the last of the P texts is the definition.
     label_ids: Array  # K P L
     description_ids: Array  # K M L
     pool_label_ids: Array  # U P L
     pool_description_ids: Array  # U M L
     episode: Array  # int32 K
+
+
+class FeatureMeans(nnx.Module):
+    """Means over the seen classes, of video features and of text features; set from the data."""
+
+    def __init__(self, features: int, width: int):
+        self.video = nnx.Param(jnp.zeros(features))
+        self.texts = nnx.Param(jnp.zeros((len(BLOCKS), width)))
 
 
 class CoCo(nnx.Module):
@@ -63,6 +73,7 @@ class CoCo(nnx.Module):
                 features=video.feature_dim,
                 width=video.width,
                 dropout=video.dropout,
+                linear=video.linear,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -79,12 +90,19 @@ class CoCo(nnx.Module):
         self.text = TextTower(
             presets.text_tower(config), remat=model.remat, lora=lora(text), dtype=dtype, rngs=rngs
         )
-        self.video_out = nnx.Linear(video.width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
+        width = video.width
+        if isinstance(self.video, FeatureTower):
+            width = self.video.width
+        self.video_out = nnx.Linear(width, model.dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.text_out = nnx.Linear(
             text.width, model.dim, use_bias=text.out_bias, dtype=dtype, rngs=rngs
         )
         self.log_tau = nnx.Param(jnp.log(jnp.float32(model.tau)))
+        self.seen = nnx.data(None)
+        if model.centre:
+            self.seen = FeatureMeans(video.feature_dim, text.width)
         self.uses_descriptions = uses_descriptions(config)
+        self.uses_definitions = uses_definitions(config)
         self.invariance = nnx.data(None)
         if uses_cycle(config):
             self.invariance = Invariance(
@@ -114,6 +132,10 @@ class CoCo(nnx.Module):
                 for x in (self.config.video_tower.mean, self.config.video_tower.std)
             )
             video = ((video.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+        if self.seen is not None:
+            video = normalise(video - self.seen.video[...])
+        if key is not None and self.config.data.feature_noise:
+            video = add_noise(video, self.config.data.feature_noise, key)
         return normalise(self.video_out(self.video(video, key)))
 
     def embed_texts(
@@ -129,11 +151,21 @@ class CoCo(nnx.Module):
           texts_XYL: token ids, or features of a frozen text tower.
           key: turns dropout on.
         """
+        return self._embed_texts(texts_XYL, "captions", key)
+
+    def _embed_texts(
+        self, texts_XYL: Array, block: str, key: jax.Array | None
+    ) -> Float[Array, "X Y D"]:
+        """As `embed_texts`; `block` chooses the mean that is subtracted."""
         count = texts_XYL.shape[0]
         x_ZD = rearrange(texts_XYL, "x y l -> (x y) l")
         if not jnp.issubdtype(x_ZD.dtype, jnp.floating):
             x_ZD = self.text(constrain(x_ZD, self.mesh, BATCH), key)
             x_ZD = constrain(x_ZD, self.mesh, BATCH)
+        if self.seen is not None:
+            x_ZD = normalise(normalise(x_ZD) - self.seen.texts[BLOCKS.index(block)])
+        if key is not None and self.config.text.feature_noise:
+            x_ZD = add_noise(x_ZD, self.config.text.feature_noise, key)
         z_XYD = rearrange(normalise(self.text_out(x_ZD)), "(x y) d -> x y d", x=count)
         return constrain(z_XYD, self.mesh, CLASSES)
 
@@ -142,8 +174,17 @@ class CoCo(nnx.Module):
         texts_KPL: Int[Array, "K P L"] | Float[Array, "K P W"],
         key: jax.Array | None = None,
     ) -> Float[Array, "K D"]:
-        """Label embeddings l_c: the normalised mean over the P prompt templates."""
-        return normalise(self.embed_texts(texts_KPL, key).mean(1))
+        """Label embeddings l_c: the normalised mean over the prompt templates.
+
+        With definitions, the last of the P texts is the definition, and l_c is the normalised sum of its
+        embedding and of that mean.
+        """
+        if not self.uses_definitions:
+            return normalise(self._embed_texts(texts_KPL, "label", key).mean(1))
+        keys = (None, None) if key is None else jax.random.split(key)
+        prompts_KD = normalise(self._embed_texts(texts_KPL[:, :-1], "label", keys[0]).mean(1))
+        definition_K1D = self._embed_texts(texts_KPL[:, -1:], "definition", keys[1])
+        return normalise(prompts_KD + definition_K1D[:, 0])
 
     def scores(
         self,
@@ -248,3 +289,10 @@ class CoCo(nnx.Module):
         )
         target_SD = stop_gradient_of("target", s_SD)
         return rebuilt_SD, cycle_loss(rebuilt_SD, target_SD, cycle.form, self.tau)
+
+
+def add_noise(x_NF: Float[Array, "N F"], share: float, key: jax.Array) -> Float[Array, "N F"]:
+    """Adds Gaussian noise to each vector; the noise's norm is about `share` of the vector's."""
+    scale_N1 = share * jnp.linalg.norm(x_NF, axis=-1, keepdims=True) / x_NF.shape[-1] ** 0.5
+    # Another stream than dropout's, which uses the same key.
+    return x_NF + scale_N1 * jax.random.normal(jax.random.fold_in(key, 1), x_NF.shape, x_NF.dtype)

@@ -183,12 +183,25 @@ class VideoTower(nnx.Module):
 
 
 class FeatureTower(nnx.Module):
-    """An MLP over precomputed features, in place of a video tower."""
+    """An MLP over precomputed features, in place of a video tower.
+
+    With `linear` it returns the features unchanged, so that only a linear projection follows.
+    """
 
     def __init__(
-        self, *, features: int, width: int, dropout: float, dtype: Any = None, rngs: nnx.Rngs
+        self,
+        *,
+        features: int,
+        width: int,
+        dropout: float,
+        linear: bool = False,
+        dtype: Any = None,
+        rngs: nnx.Rngs,
     ):
-        self.width = width
+        self.linear = linear
+        self.width = features if linear else width  # of the result
+        if linear:
+            return
         self.up = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
@@ -198,5 +211,7 @@ class FeatureTower(nnx.Module):
         self, x_BF: Float[Array, "B F"], key: jax.Array | None = None
     ) -> Float[Array, "B D"]:
         """Embeds features; a `key` turns dropout on."""
+        if self.linear:
+            return x_BF
         h_BD = jax.nn.gelu(self.norm(self.up(x_BF)))
         return self.down(self.dropout(h_BD, deterministic=key is None, rngs=key))

@@ -2,29 +2,48 @@
 
 import collections
 import csv
-import json
-import pathlib
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 
 from coco_jax.errors import UserError
+from coco_jax.files import LIST_LIMIT, parse_json, read_text
+
+MAX_ACTIONS = 200_000
+MAX_NAME = 1_000  # characters of an action
+MAX_CAPTION = 100_000  # characters; a text tower reads the first 100 words or so
 
 
 def check_actions(actions: Sequence[str]) -> None:
     """Checks candidate names.
 
     Raises:
-      UserError: there are none, one is empty, or two are equal but for upper and lower case.
+      UserError: there are none or more than `MAX_ACTIONS`, one is empty, too long or not text, or two
+        are equal but for upper and lower case.
     """
+    if len(actions) > MAX_ACTIONS:
+        raise UserError(f"{len(actions):,} actions; give at most {MAX_ACTIONS:,}")
     if not actions:
         raise UserError(
             'no actions to choose from; give some, e.g. --actions="juggling, rope skipping"'
         )
     if any(not action.strip() for action in actions):
         raise UserError("an action's name is empty; look for a stray comma or empty line")
+    _check_texts(actions, MAX_NAME, "an action's name")
     counts = collections.Counter(action.strip().casefold() for action in actions)
     repeated = sorted({a for a in actions if counts[a.strip().casefold()] > 1})
     if repeated:
         raise UserError(f"actions are listed twice: {', '.join(repeated[:6])}; name each once")
+
+
+def _check_texts(texts: Sequence[str], limit: int, what: str) -> None:
+    """Raises a `UserError` if a text is too long for a tokenizer, or has no UTF-8 encoding."""
+    for text in texts:
+        if len(text) > limit:
+            raise UserError(
+                f"{what} has {len(text):,} characters, more than {limit:,}: {text:.60}..."
+            )
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            raise UserError(f"{what} is not UTF-8 text: {text:.60}; write it again")
 
 
 def read_actions(listed: str | None, file: str | None) -> list[str]:
@@ -49,18 +68,20 @@ def read_actions(listed: str | None, file: str | None) -> list[str]:
 
 def _read_actions_file(file: str) -> list[str]:
     try:
-        text = pathlib.Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--actions_file={file}: {error}; give a UTF-8 text file") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    columns = next(csv.reader(lines[:1]), [])
-    if "action" in columns:
-        rows = csv.DictReader(lines)
-        return list(dict.fromkeys((row["action"] or "").strip() for row in rows))
+        text = read_text(file, "utf-8-sig", LIST_LIMIT)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        columns = next(csv.reader(lines[:1]), [])
+        if "action" in columns:
+            rows = csv.DictReader(lines)
+            return list(dict.fromkeys((row["action"] or "").strip() for row in rows))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"--actions_file={file}: {_reason(error)}; give a UTF-8 text file"
+        ) from error
     if file.lower().endswith((".csv", ".tsv")):
         raise UserError(
-            f"--actions_file={file}: the table has no column 'action' (it has {', '.join(columns)}); "
-            "name the column so, or give a text file with one action a line"
+            f"--actions_file={file}: the table has no column 'action' (it has "
+            f"{', '.join(columns):.200}); name the column so, or give a text file with one action a line"
         )
     return lines
 
@@ -69,26 +90,34 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
     """Captions by action: JSON `{action: [caption, ...]}`, or CSV with `action` and `description`.
 
     Raises:
-      UserError: the file is missing or is neither of the two.
+      UserError: the file is missing, is neither of the two, or is larger than `LIST_LIMIT`.
     """
     expected = "JSON {action: [caption, ...]} or CSV with the columns action,description"
     captions: dict[str, list[str]] = {}
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            if file.endswith(".csv"):
-                for row in csv.DictReader(stream):
-                    captions.setdefault(row["action"], []).append(row["description"])
-            else:
-                captions = json.load(stream)
-    except KeyError as error:
-        raise UserError(f"--descriptions={file}: no column {error}; give {expected}") from error
+        text = read_text(file, "utf-8-sig", LIST_LIMIT)
+        if file.endswith(".csv"):
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            if missing := {"action", "description"} - set(table.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            for row in table:
+                captions.setdefault(row["action"], []).append(row["description"])
+        else:
+            captions = parse_json(text)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"--descriptions={file}: {error}; give {expected}") from error
-    if not isinstance(captions, dict) or not all(
+        raise UserError(f"--descriptions={file}: {_reason(error)}; give {expected}") from error
+    if not isinstance(captions, Mapping) or not all(
         isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         for texts in captions.values()
     ):
         raise UserError(
             f"--descriptions={file}: an action without a list of captions; give {expected}"
         )
+    for texts in captions.values():
+        _check_texts(texts, MAX_CAPTION, f"--descriptions={file}: a caption")
     return captions
+
+
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return " ".join(str(reason).split())[:200]

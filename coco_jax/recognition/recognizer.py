@@ -1,8 +1,9 @@
-"""Names actions in videos with a trained model."""
+"""Names actions in videos with a model whose text and video towers were trained together."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,15 +17,30 @@ from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.recognition import cards
+from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
-from coco_jax.recognition.ranking import Path, Ranking, VideoRanker
+from coco_jax.recognition.ranking import Path, VideoRanker
+from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
+
+NUMBERS = (
+    "top1",
+    "top5",
+    "chance",
+    "unseen_videos",
+    "split",
+)  # of result.json, kept in a saved model
+
+
+BATCH = 256  # texts that are embedded at once
+LEAST = 8  # rows of the smallest arrays of candidates
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Embedded actions."""
+    """Embedded actions, padded with rows that `raw_scores` drops (`padded_count`)."""
 
     names: tuple[str, ...]
     l_KD: jax.Array
@@ -34,12 +50,17 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Recognizer(VideoRanker):
-    """A trained CoCo that names actions: `load` it, then `rank` videos."""
+    """Names actions with a trained CoCo or with published towers; `coco_jax.load` makes one."""
 
     config: ConfigDict
     tokenizer: Tokenizer
     program: Program
     params: Params
+    training_data: str  # what the model was trained on
+    # Captions of some actions, which were saved with the model.
+    captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    # NUMBERS of the evaluation of its run.
+    numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Recognizer":
@@ -55,24 +76,67 @@ class Recognizer(VideoRanker):
             hint = f"runs below it: {', '.join(runs[:6])}" if runs else "train one first"
             raise UserError(f"{folder}: not a run (it has no config.json); {hint}")
         config = load_stored(read_json(stored), str(stored))
-        if config.video_tower.kind == "features":
-            raise UserError(f"{folder}: this model was trained on stored features, not on videos")
-        config.mesh.update(data=1, fsdp=1, tensor=1)
-        config.data.batch, config.data.cache = config.optimizer.microbatches, False
-        tokenizer = load_tokenizer(
-            folder / "tokenizer.model", config.text.length, config.text.tokenizer_style
-        )
-        program = make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
-        _, params = restore_params(folder / "checkpoints", program.abstract)
+        program = make_predictor(config, folder)
+        tokenizer = _tokenizer(folder / "tokenizer.model", config)
+        _, params = restore_params(folder / "checkpoints", program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
-        return cls(config, tokenizer, program, params)
+        result = folder / "result.json"
+        measured = read_json(result) if result.is_file() else {}
+        return cls(config, tokenizer, program, params, config.data.name, numbers=_numbers(measured))
 
-    @property
-    def training_data(self) -> str:
-        """The dataset that the model was trained on."""
-        return self.config.data.name
+    @classmethod
+    def of_saved(cls, folder: pathlib.Path, settings: Mapping[str, Any]) -> "Recognizer":
+        """The recogniser of a folder that `save` wrote; `settings` are those of its config.json.
+
+        Raises:
+          UserError: a file is missing, damaged, or does not fit the others.
+        """
+        where = folder / folders.CONFIG
+        stored = folders.checked(
+            settings, "config", lambda x: isinstance(x, dict), "a run's config", where
+        )
+        trained_on = folders.checked(settings, "training_data", folders.is_line, "a line", where)
+        texts = folders.read_json(folder / folders.TEXTS, folders.TEXT_LIMIT)
+        captions = folders.checked(
+            texts, "captions", _are_captions, "lists of texts by action", folder / folders.TEXTS
+        )
+        config = load_stored(stored, str(where))
+        tokenizer = _tokenizer(folders.tokenizer_path(folder), config)
+        program = make_predictor(config, folder)
+        params = params_of(folders.read_arrays(folder, shapes_of(program)), program)
+        numbers = _numbers(settings.get("numbers"))
+        return cls(config, tokenizer, program, params, trained_on, captions, numbers)
+
+    def save(self, folder: Path, descriptions: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Writes a folder that `coco_jax.load` reads, to pass on; docs/predict.md lists its files.
+
+        Args:
+          folder: a new or an empty folder.
+          descriptions: captions by action, to be kept with the model. `embed_actions` uses them if all
+            candidates have captions here and none are given there.
+
+        Raises:
+          UserError: the folder is not empty or cannot be written.
+        """
+        captions = {name: list(texts) for name, texts in (descriptions or self.captions).items()}
+        config = _portable(self.config)
+        settings = {
+            "training_data": self.training_data,
+            "numbers": dict(self.numbers),
+            "config": config.to_dict(),
+        }
+        arrays = {
+            path_of(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(self.params)
+        }
+        card = cards.of_coco(config, self.training_data, self.numbers, captions)
+        folders.write(
+            pathlib.Path(folder),
+            folders.Content(
+                "coco", settings, arrays, self.tokenizer.model, {"captions": captions}, card
+            ),
+        )
 
     def embed_actions(
         self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
@@ -81,7 +145,8 @@ class Recognizer(VideoRanker):
 
         Args:
           actions: their names, all different.
-          descriptions: captions of every action; without them only the names are used.
+          descriptions: captions of every action. Without them the captions that were saved with the
+            model are used if there are some for every action, and only the names otherwise.
 
         Raises:
           UserError: no actions, an empty or repeated name, one without captions, or one of which
@@ -93,20 +158,35 @@ class Recognizer(VideoRanker):
                 f"actions that the model's tokenizer cannot read: {', '.join(map(repr, unknown[:5]))}; "
                 "write them in the language and script of the training texts"
             )
-        ids_KPL = label_ids(self.tokenizer, actions, self.config.text.templates)
-        l_KD = self.program.embed_labels(self.params, ids_KPL)
+        ids_KPL = label_ids(self.config, self.tokenizer, actions, {})
+        l_KD = self._embed(self.program.embed_labels, ids_KPL)
+        uses_texts = uses_descriptions(self.config)
+        if descriptions is None and uses_texts and all(map(self.captions.get, actions)):
+            descriptions = self.captions
         if descriptions is None:
             return Candidates(tuple(actions), l_KD, None, None)
-        if not uses_descriptions(self.config):
+        if not uses_texts:
             raise UserError(
                 f"descriptions: a model trained as {self.config.ablation!r} does not use them; leave "
                 "them out, or load one trained as 'full' or 'label+desc'"
             )
         sampler = DescriptionSampler.of_tokens(descriptions, actions, self.tokenizer)
-        count = min(self.config.text.eval_descriptions, int(sampler.counts_K.max()))
+        count = min(self.config.text.eval_descriptions, padded_count(int(sampler.counts_K.max())))
         ids_KML, mask_KM = sampler.first(count)
-        d_KMD = self.program.embed_texts(self.params, ids_KML)
-        return Candidates(tuple(actions), l_KD, d_KMD, mask_KM)
+        d_KMD = self._embed(self.program.embed_texts, ids_KML)
+        return Candidates(tuple(actions), l_KD, d_KMD, _pad(mask_KM, len(d_KMD)))
+
+    def _embed(self, embed: Callable, ids_KXL: np.ndarray) -> jax.Array:
+        """Embeds texts in batches, with few different shapes; returns `padded_count` rows."""
+        count = padded_count(len(ids_KXL))
+        size = min(count, max(BATCH // ids_KXL.shape[1], 1))
+        size = 1 << (size.bit_length() - 1)  # a power of two divides `count`
+        padded_KXL = _pad(ids_KXL, -(-len(ids_KXL) // size) * size)
+        parts = [
+            np.asarray(embed(self.params, padded_KXL[start : start + size]))
+            for start in range(0, len(padded_KXL), size)
+        ]
+        return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
     def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
         """The unit vector of a video: the mean over `config.data.views` clips, as in evaluation.
@@ -120,22 +200,105 @@ class Recognizer(VideoRanker):
         v_D = np.mean(v_VD, axis=0)
         return v_D / np.linalg.norm(v_D)
 
-    def rank_one(self, path: Path, candidates: Candidates) -> Ranking:
-        """The candidates for one video, best first, with scores that sum to 1.
-
-        A score is the softmax over the candidates at the model's temperature.
+    def raw_scores(self, path: Path, candidates: Candidates) -> Float[np.ndarray, " K"]:
+        """The model's scores, in [-1, 1] (docs/method.md).
 
         Raises:
           VideoError: the file cannot be decoded.
-          UserError: the scores are not finite.
         """
-        model = self.config.model
         v_1D = self.embed_video(path)[None]
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
         score_K = np.asarray(self.program.scores(self.params, v_1D, *features))[0]
-        if not np.isfinite(score_K).all():
-            raise UserError("the model gives scores that are not finite; train it again")
-        tau = np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max)
-        share_K = np.asarray(jax.nn.softmax(score_K / tau))
-        order = np.argsort(-share_K, kind="stable")
-        return [(candidates.names[i], float(share_K[i])) for i in order]
+        return score_K[: len(candidates.names)]
+
+    @property
+    def temperature(self) -> float:
+        """The model's trained temperature."""
+        model = self.config.model
+        return float(np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max))
+
+
+def padded_count(count: int) -> int:
+    """The next power of two, at least `LEAST`: XLA compiles one program for each shape, and keeps it."""
+    return max(LEAST, 1 << (count - 1).bit_length())
+
+
+def _pad(x: np.ndarray, count: int) -> np.ndarray:
+    """Appends rows like the last one, up to `count` rows."""
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
+
+
+def make_predictor(config: ConfigDict, folder: Path) -> Program:
+    """The functions of a model on one device; changes `config` to what prediction needs.
+
+    Raises:
+      UserError: the model does not read videos.
+    """
+    if config.video_tower.kind == "features":
+        raise UserError(f"{folder}: this model was trained on stored features, not on videos")
+    # A stranger's regular expressions are not needed: there is one device and no training.
+    config.mesh.update(data=1, fsdp=1, tensor=1, rules=())
+    config.data.batch, config.data.cache = config.optimizer.microbatches, False
+    if config.model.dtype == "float16" and jax.default_backend() == "cpu":
+        config.model.dtype = "float32"  # XLA has no attention in float16 for CPUs
+    return make_program(config, sharding.make_mesh(config, jax.devices()[:1]))
+
+
+def _tokenizer(path: pathlib.Path, config: ConfigDict) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+      UserError: it is missing or damaged, or has other ids than the model was trained with.
+    """
+    text = config.text
+    tokenizer = load_tokenizer(path, text.length, text.tokenizer_style)
+    if tokenizer.size > text.vocabulary or text.trained_vocabulary not in (0, tokenizer.size):
+        raise UserError(
+            f"{path}: it has {tokenizer.size} ids, and the model was trained with "
+            f"{text.trained_vocabulary or f'at most {text.vocabulary}'}; put back the file of this model"
+        )
+    return tokenizer
+
+
+def shapes_of(program: Program) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by path ("video/embed/kernel")."""
+    leaves = jax.tree.leaves_with_path(program.abstract.params)
+    return {path_of(path): leaf.shape for path, leaf in leaves}
+
+
+def params_of(arrays: Mapping[str, np.ndarray], program: Program) -> Params:
+    """The parameters of a program from arrays by path."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: jax.device_put(arrays[path_of(path)], leaf.sharding),
+        program.abstract.params,
+    )
+
+
+def _are_captions(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        for texts in value.values()
+    )
+
+
+def _numbers(stored: Any) -> dict[str, Any]:
+    """Those of NUMBERS that are in `stored`, as numbers or short texts."""
+    found = stored if isinstance(stored, dict) else {}
+    return {
+        name: found[name]
+        for name in NUMBERS
+        if type(found.get(name)) in (int, float) or folders.is_line(found.get(name))
+    }
+
+
+def _portable(config: ConfigDict) -> ConfigDict:
+    """A copy without the paths of this machine, and without weights that are still to be mixed in."""
+    config = config.copy_and_resolve_references()
+    config.eval.interpolate = 0.0  # the saved parameters are the interpolated ones
+    config.data.dir = "data"
+    for section, field in (("video_tower", "weights"), ("text_tower", "weights")):
+        if not config[section][field].startswith(("hf:", "package:")):
+            config[section][field] = ""
+    if config.text.tokenizer:
+        config.text.tokenizer = "in this folder"
+    return config

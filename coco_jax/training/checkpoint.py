@@ -1,6 +1,8 @@
 """Checkpoints: the state, the number of the next batch, the config and the version of the code."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import pathlib
 import re
@@ -15,8 +17,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from coco_jax import files
 from coco_jax.config import changes
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 from coco_jax.sharding import path_of
 from coco_jax.training.step import Params, Program, State
 from coco_jax.version import __version__
@@ -24,8 +28,14 @@ from coco_jax.version import __version__
 T = TypeVar("T")
 
 # Errors that orbax raises for damaged files. Those of TensorStore and json are ValueErrors; metadata
-# that is not an object causes an AttributeError.
-UNREADABLE = (ValueError, LookupError, OSError, AttributeError)
+# that is not an object causes an AttributeError, deeply nested JSON a RecursionError.
+UNREADABLE = (ValueError, LookupError, OSError, AttributeError, RecursionError)
+
+META = {"next_batch", "config", "coco_jax", "jax"}  # metadata of the checkpoints of every version
+
+# How much smaller the files of a checkpoint may be than its parameters: much more than compression
+# saves. A file of a few bytes could otherwise ask for all memory of the machine.
+MAX_COMPRESSION = 100
 
 # Messages of the system, TensorStore and gcsfuse if a file cannot be written, e.g. on a full disk.
 UNWRITTEN = re.compile(
@@ -64,6 +74,7 @@ class Checkpoints:
             "jax": jax.__version__,
             "fingerprint": np.asarray(self._program.fingerprint(state)).tolist(),
         }
+        meta["checksum"] = _checksum(meta)
         with self._written():
             self._manager.save(
                 int(state.step),
@@ -85,12 +96,18 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            got, reason = self._attempt(step)
-            # Use a checkpoint only if all processes can read it.
-            if multihost_utils.process_allgather(np.array(got is not None)).all():
-                self._move_aside(damaged, step)
-                return got
-            damaged[step] = reason or "another process could not read it"
+            got, reason = self._read_step(step)
+            # All processes must do the same: what follows needs all of them.
+            if multihost_utils.process_allgather(np.array(got is None)).any():
+                damaged[step] = reason or "another process could not read it"
+                continue
+            assert got is not None
+            state, meta = got
+            if mismatch := _mismatch(self._program, step, state, meta):
+                damaged[step] = mismatch
+                continue
+            self._move_aside(damaged, step)
+            return state, meta["next_batch"]
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
@@ -99,41 +116,20 @@ class Checkpoints:
             )
         return None
 
-    def _attempt(self, step: int) -> tuple[tuple[State, int] | None, str]:
-        """Restores a checkpoint; returns None and the reason if it is damaged."""
+    def _read_step(self, step: int) -> tuple[tuple[State, dict[str, Any]] | None, str]:
+        """Reads the state and the metadata of a checkpoint; None and a reason if it is damaged."""
         abstract = self._program.abstract
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract._asdict()), meta=ocp.args.JsonRestore()
         )
         got, reason = _read(lambda: self._manager.restore(step, args=args))
         if got is None:
-            self._check_model(step, abstract)
+            _check_model(self.folder / str(step), abstract._asdict(), "choose a new --workdir")
             return None, reason
         arrays, meta = got.get("state"), got.get("meta")
-        if not isinstance(arrays, dict) or not isinstance(meta, dict) or "next_batch" not in meta:
+        if not isinstance(arrays, dict) or not isinstance(meta, dict) or not meta.keys() >= META:
             return None, "its state or its metadata is missing"
-        state = State(**arrays)
-        found = np.asarray(self._program.fingerprint(state)).tolist()
-        if meta.get("fingerprint", found) != found:  # 0.1.0 stored none
-            return None, "its values do not match the stored fingerprint"
-        return (state, meta["next_batch"]), ""
-
-    def _check_model(self, step: int, abstract: State) -> None:
-        """Raises an error if the checkpoint is readable but has other shapes: it is not damaged."""
-        reader, path = ocp.PyTreeCheckpointer(), (self.folder / str(step) / "state").absolute()
-        metadata, _ = _read(lambda: reader.metadata(path).item_metadata)
-        if metadata is None:  # the checkpoint is damaged
-            return
-        leaves = jax.tree.leaves_with_path(metadata.tree)
-        shapes = {path_of(p): tuple(getattr(x, "shape", ())) for p, x in leaves}
-        wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract._asdict())}
-        if differ := [p for p in sorted(shapes | wanted) if shapes.get(p) != wanted.get(p)]:
-            first = next((p for p in differ if p.startswith("params/")), differ[0])
-            raise UserError(
-                f"{self.folder / str(step)}: the checkpoint is of another model ({len(differ)} arrays "
-                f"differ, e.g. {first}: {shapes.get(first)} there, {wanted.get(first)} here); choose a "
-                "new --workdir"
-            )
+        return (State(**arrays), meta), ""
 
     def _move_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
@@ -142,8 +138,8 @@ class Checkpoints:
                 shutil.rmtree(moved, ignore_errors=True)
                 (self.folder / str(step)).rename(moved)
                 print(
-                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({reason}); moved it to "
-                    f"{moved.name}; resuming from step {good}",
+                    f"{self.folder / str(step)}: THE CHECKPOINT IS DAMAGED ({printable(reason)}); "
+                    f"moved it to {moved.name}; resuming from step {good}",
                     file=sys.stderr,
                 )
         if damaged:
@@ -177,17 +173,75 @@ class Checkpoints:
             ) from error
 
 
+def _checksum(meta: dict[str, Any]) -> str:
+    """SHA-256 of the metadata of a checkpoint, without the checksum itself."""
+    rest = {name: value for name, value in meta.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _mismatch(program: Program, step: int, state: Any, meta: dict[str, Any]) -> str:
+    """Why restored arrays and metadata are not those that were saved; "" if they are.
+
+    Args:
+      program: of the run.
+      step: of the checkpoint.
+      state: the first arrays of the State, at least its step.
+      meta: the metadata. That of older checkpoints has no checksum, and in 0.1.0 no fingerprint.
+    """
+    if meta.get("checksum", expected := _checksum(meta)) != expected:
+        return "its metadata does not match the stored checksum"
+    found = np.asarray(program.fingerprint(state)).tolist()
+    stored = meta.get("fingerprint", found)
+    if not isinstance(stored, list) or stored[: len(found)] != found:
+        return "its values do not match the stored fingerprint"
+    stored_step = jax.tree.leaves(state)[0]
+    return "" if int(stored_step) == step else f"its values are of step {stored_step}"
+
+
+def _check_model(folder: pathlib.Path, abstract: dict[str, Any], remedy: str) -> None:
+    """Compares shapes before anything is restored.
+
+    Args:
+      folder: of the checkpoint.
+      abstract: shapes of the arrays to restore, by part of the state.
+      remedy: the end of the error message.
+
+    Raises:
+      UserError: the checkpoint is readable and has other shapes, so it is not damaged.
+    """
+    reader = ocp.PyTreeCheckpointHandler()
+    metadata, _ = _read(lambda: reader.metadata((folder / "state").absolute()).tree)
+    if metadata is None:  # the checkpoint is damaged
+        return
+    leaves = jax.tree.leaves_with_path(metadata)
+    shapes = {path_of(p): tuple(getattr(x, "shape", ())) for p, x in leaves}
+    shapes = {p: shape for p, shape in shapes.items() if p.split("/")[0] in abstract}
+    wanted = {path_of(p): x.shape for p, x in jax.tree.leaves_with_path(abstract)}
+    if differ := [p for p in sorted(shapes | wanted) if shapes.get(p) != wanted.get(p)]:
+        first = next((p for p in differ if p.startswith("params/")), differ[0])
+        raise UserError(
+            f"{folder}: the checkpoint is of another model ({len(differ)} arrays differ, e.g. {first}: "
+            f"{shapes.get(first)} there, {wanted.get(first)} here); {remedy}"
+        )
+
+
 def _open_manager(
     folder: pathlib.Path, options: ocp.CheckpointManagerOptions | None = None
 ) -> ocp.CheckpointManager:
     """Opens orbax's manager of a folder, which reads the _CHECKPOINT_METADATA of all checkpoints.
 
     Raises:
-      UserError: one of these files is damaged.
+      UserError: one of these files is damaged, or something there is not a regular file.
     """
     try:
+        files.check_tree(folder)
         return ocp.CheckpointManager(folder.absolute(), options=options)
-    except ValueError as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or folder
+        raise UserError(f"{where}: cannot be read ({error.strerror}); remove it") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{folder}: a file _CHECKPOINT_METADATA there is damaged ({' '.join(str(error).split())}); "
             "remove that file and run the same command again"
@@ -208,39 +262,75 @@ def _read(read: Callable[[], T]) -> tuple[T | None, str]:
         return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-@contextlib.contextmanager
-def _readable(folder: pathlib.Path) -> Iterator[None]:
-    """Converts errors of restoring to a UserError."""
-    try:
-        yield
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder}: the checkpoint is damaged, or of another model ({reason}); remove this folder "
-            "to use the previous checkpoint"
-        ) from error
-
-
-def restore_params(folder: pathlib.Path, abstract: State) -> tuple[int, Params]:
-    """The step and the parameters of the latest checkpoint in `folder`, without optimizer state.
+def check_trained(folder: pathlib.Path) -> None:
+    """Checks that there is a folder of checkpoints.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoints; train first, or give the folder of another run")
+
+
+def restore_params(folder: pathlib.Path, program: Program) -> tuple[int, Params]:
+    """The step and the parameters of the latest checkpoint in `folder`, without optimizer state.
+
+    The parameters are those that were saved: they are compared with the stored fingerprint. Version
+    0.1.0 stored none.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged, of another model, or has values that are not
+        finite.
+    """
+    check_trained(folder)
     with _open_manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{folder}: no complete checkpoint; train first")
-        restore = ocp.args.PyTreeRestore(
-            {"params": abstract.params},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({"params": abstract.params}),
-            partial_restore=True,
-        )
-        with _readable(folder / str(step)):
-            got = manager.restore(step, args=ocp.args.Composite(state=restore))
-            return step, got.state["params"]
+        checkpoint = folder / str(step)
+        wanted = {"step": program.abstract.step, "params": program.abstract.params}
+        _check_model(checkpoint, wanted, "give the folder of another run")
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(wanted))
+        if size > MAX_COMPRESSION * files.check_tree(checkpoint):
+            reason = f"its files are too small for {size:,} bytes of parameters"
+        else:
+            got, reason = _read(lambda: _restore_parts(manager, step, wanted))
+            if got is not None:
+                arrays, meta = got
+                # As a tuple, so that the arrays have the order of a State.
+                state = (arrays["step"], arrays["params"])
+                reason = _mismatch(program, step, state, meta) or _not_finite(arrays["params"])
+                if not reason:
+                    return step, arrays["params"]
+    raise UserError(
+        f"{checkpoint}: the checkpoint is damaged ({reason}); remove this folder to use the previous "
+        "checkpoint"
+    )
+
+
+def _restore_parts(
+    manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The wanted parts of the state, and the metadata."""
+    state = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    args = ocp.args.Composite(state=state, meta=ocp.args.JsonRestore())
+    got = manager.restore(step, args=args)
+    arrays, meta = got.get("state"), got.get("meta")
+    if not isinstance(arrays, dict) or not isinstance(meta, dict) or not meta.keys() >= META:
+        raise ValueError("its state or its metadata is missing")
+    return arrays, meta
+
+
+def _not_finite(params: Params) -> str:
+    """The path of a parameter that has NaN or infinity, as a sentence; "" if there is none."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not all(np.isfinite(shard.data).all() for shard in leaf.addressable_shards):
+            return f"{path_of(path)} has values that are not finite"
+    return ""
 
 
 def check_unchanged(folder: pathlib.Path, config: ConfigDict, allow: bool) -> None:
@@ -268,8 +358,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       UserError: it is missing or damaged.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(files.read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove the run's folder") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object; remove the run's folder")

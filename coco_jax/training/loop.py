@@ -5,7 +5,7 @@ import contextlib
 import math
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,14 +13,15 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from coco_jax import weights
-from coco_jax.data.loader import TrainLoader
+from coco_jax.config import training_steps
+from coco_jax.data.loader import FeatureLoader, TrainLoader
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError
-from coco_jax.models.coco import Batch
 from coco_jax.training import chips
 from coco_jax.training.checkpoint import Checkpoints
 from coco_jax.training.hooks import Profiler, Progress, StepTimer
 from coco_jax.training.preemption import Preempted, Preemption, any_process_preempted
+from coco_jax.training.seen import set_from_data
 from coco_jax.training.step import Program, State, global_batch, model_flops
 from coco_jax.training.text_features import with_features
 
@@ -52,18 +53,24 @@ def train(
       Preempted: a signal was received; all processes have saved the same step.
     """
     checkpoints = Checkpoints(folder / "checkpoints", task.config.keep_checkpoints, program)
-    state, next_batch = _restore(program, task, checkpoints, folder, name)
-    task = with_features(task, program, state.params)
+    if (restored := checkpoints.restore()) is None:
+        state, next_batch = _start(program, task, folder, name), 0
+        task = with_features(task, program, state.params)
+        state = state._replace(params=set_from_data(task, state.params))
+    else:
+        state, next_batch = restored
+        task = with_features(task, program, state.params)
+    if not training_steps(task.config):
+        with contextlib.closing(checkpoints):
+            if restored is None:
+                checkpoints.save(state, task.config, 0)
+        return state
     loop = _Loop(program, task, folder, name, checkpoints, preemption or Preemption())
     return loop.run(state, next_batch, profile_steps)
 
 
-def _restore(
-    program: Program, task: Task, checkpoints: Checkpoints, folder: pathlib.Path, name: str
-) -> tuple[State, int]:
-    """The state and the number of the next batch, from a checkpoint or newly initialised."""
-    if (restored := checkpoints.restore()) is not None:
-        return restored
+def _start(program: Program, task: Task, folder: pathlib.Path, name: str) -> State:
+    """The state at step 0, with published weights; writes parameters.txt."""
     state = program.init(jax.random.key(task.config.seed))
     state = state._replace(params=weights.load(task.config, state.params))
     if jax.process_index() == 0:
@@ -78,7 +85,7 @@ def _restore(
             * bool(removed),
             file=sys.stderr,
         )
-    return state, 0
+    return state
 
 
 class _DispatchedStep(NamedTuple):
@@ -117,7 +124,8 @@ class _Loop:
         task, program, config = self.task, self.program, self.task.config
         is_first_process = jax.process_index() == 0
         seen_label, steps = task.seen_label.astype(np.int32), config.optimizer.steps
-        loader = TrainLoader(
+        has_features = config.video_tower.kind == "features"
+        loader = (FeatureLoader if has_features else TrainLoader)(
             task.dataset.records,
             task.plan.train,
             config,
@@ -138,11 +146,11 @@ class _Loop:
                 self.timer.lap("host")
                 local = next(loader)
                 self.timer.lap("data")
-                batch = Batch(
-                    video=global_batch(program.mesh, local["video"]),
-                    label=global_batch(program.mesh, seen_label[local["index"]]),
-                    **task.step_texts(done - 1),  # type: ignore[typeddict-item]
-                )
+                batch = {
+                    "video": global_batch(program.mesh, local["video"]),
+                    "label": global_batch(program.mesh, seen_label[local["index"]]),
+                    **task.step_texts(done - 1),
+                }
                 if done == first_step + 1:
                     progress.flops = _flops_per_device(config, batch)
                 profiler.before(done)
@@ -218,7 +226,7 @@ def _sum_over_processes(count: int) -> int:
     return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
-def _flops_per_device(config: ConfigDict, batch: Batch) -> float | None:
+def _flops_per_device(config: ConfigDict, batch: Any) -> float | None:
     """FLOPs of a step on each device; None if the peak of the device is unknown or JAX has no CPU."""
     if jax.devices()[0].device_kind not in chips.CHIPS:
         return None

@@ -30,9 +30,11 @@ def trainable_mask(config: ConfigDict, tree: Any) -> Any:
     """Whether each parameter is trained, by `trainable` of its tower in the config.
 
     "all": all parameters of the tower; "lora": its LoRA parameters; "none": no parameter. Temporal
-    modules that were added to a published tower, and everything after the towers, are always trained.
+    modules that were added to a published tower, and everything after the towers, are always trained,
+    except the parameters under "seen": they are computed from the training data.
     """
-    trainable = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
+    towers = {"video": config.video_tower.trainable, "text": config.text_tower.trainable}
+    trainable = towers | {"seen": "none"}
     has_added_module = config.video_tower.temporal in ("transformer", "divided", "shift")
 
     def is_trainable(path: Any, _: Any) -> bool:

@@ -61,6 +61,7 @@ class Preemption:
             if number[0] not in EXIT_CODES:
                 continue
             if self.signal is signal.SIGINT and number[0] == signal.SIGINT:
+                multihost.expected_end.close()
                 os._exit(EXIT_CODES[signal.SIGINT])  # a second Ctrl-C: stop without saving
             self.signal = signal.Signals(number[0])
             self.exit_if_saved()

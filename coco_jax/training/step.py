@@ -15,6 +15,8 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from coco_jax import sharding
+from coco_jax.config import uses_definitions
+from coco_jax.models.closed_form import ClosedForm, EpisodeBatch
 from coco_jax.models.coco import Batch, CoCo
 from coco_jax.training.optimizer import all_trainable, make_optimizer, schedule, trainable_mask
 
@@ -31,12 +33,32 @@ class State(NamedTuple):
     opt_state: Any
 
 
+class ParamKeys(nnx.Rngs):
+    """The keys of the parameters: those of `nnx.Rngs(params=key)`, but counted in Python.
+
+    While a function is traced, each update of the count of `nnx.Rngs` builds an error message that is
+    not shown, in a time that grows with the size of the model. With 48 layers that takes minutes.
+    """
+
+    def __init__(self, key: jax.Array):
+        self.key, self.used = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self.used += 1
+        return jax.random.fold_in(self.key, self.used - 1)
+
+
 class Program(NamedTuple):
-    """The jitted functions of a run on one mesh."""
+    """The jitted functions of a run on one mesh.
+
+    A closed form (`config.alignment`) has no text tower: `embed_labels`, `embed_texts` and
+    `text_features` cannot be called.
+    """
 
     mesh: Mesh
     init: Callable[[jax.Array], State]  # of a PRNG key
-    step: Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]
+    step: Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
     embed_videos: Callable[[Params, ArrayLike], jax.Array]
     embed_labels: Callable[[Params, ArrayLike], jax.Array]
     embed_texts: Callable[[Params, ArrayLike], jax.Array]
@@ -55,23 +77,27 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     """
     optimizer, learning_rate = make_optimizer(config), schedule(config)
 
-    def create(key: jax.Array) -> CoCo:
-        return CoCo(config, rngs=nnx.Rngs(params=key), mesh=mesh)
+    is_learned = config.alignment == "learned"
+
+    def create(key: jax.Array) -> Any:
+        if not is_learned:
+            return ClosedForm(config)
+        return CoCo(config, rngs=ParamKeys(key), mesh=mesh)
 
     # The structure only. `init` creates the parameters sharded, never all on one device.
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(jax.random.key(0))))
 
-    def model_of(params: Params) -> CoCo:
+    def model_of(params: Params) -> Any:
         return nnx.merge(graph, nnx.State(params))
 
     def init(key: jax.Array) -> State:
         params = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
         return State(jnp.int32(0), params, optimizer.init(params))
 
-    def trainable_model(params: Params) -> CoCo:
+    def trainable_model(params: Params) -> Any:
         return model_of(stop_gradient_if_frozen(config, params))
 
-    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Any, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         # `key` also initialised the parameters, so dropout needs a different stream.
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, DROPOUT_STREAM), state.step)
         grads, terms = gradients(
@@ -98,7 +124,8 @@ def make_program(config: ConfigDict, mesh: Mesh) -> Program:
     replicated = NamedSharding(mesh, P())
     by_video = NamedSharding(mesh, sharding.BATCH)
     # Videos are split over the devices; texts are replicated.
-    batch_shardings = dict.fromkeys(Batch.__annotations__, replicated) | {
+    batch_type = Batch if is_learned else EpisodeBatch
+    batch_shardings = dict.fromkeys(batch_type.__annotations__, replicated) | {
         "video": by_video,
         "label": by_video,
     }
@@ -150,9 +177,9 @@ def stop_gradient_if_frozen(config: ConfigDict, params: Params) -> Params:
 
 
 def gradients(
-    model_of: Callable[[Params], CoCo],
+    model_of: Callable[[Params], Any],
     params: Params,
-    batch: Batch,
+    batch: Any,
     key: jax.Array,
     microbatches: int,
 ) -> tuple[Params, dict[str, jax.Array]]:
@@ -165,7 +192,7 @@ def gradients(
     propagate that gradient through the video tower.
 
     Args:
-      model_of: builds the model from its parameters.
+      model_of: builds the model, CoCo or ClosedForm, from its parameters.
       params: of the model.
       batch: of B videos and the texts of all classes.
       key: for dropout.
@@ -232,9 +259,10 @@ def fingerprint(tree: Any) -> jax.Array:
 
 
 def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
-    """Shapes and dtypes of a training batch with `seen` seen classes and `pool` classes in the pool."""
+    """Shapes and dtypes of a batch of CoCo with `seen` seen classes and `pool` classes in the pool."""
     video, text = config.video_tower, config.text
     frozen = config.text_tower.trainable == "none"
+    labels = len(text.templates) + uses_definitions(config)
     width, dtype = (config.text_tower.width, "bfloat16") if frozen else (text.length, "int32")
 
     def array(dtype: str, *shape: int) -> Any:
@@ -251,15 +279,15 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
     return Batch(
         video=inputs,
         label=array("int32", count),
-        label_ids=texts(seen, len(text.templates)),
+        label_ids=texts(seen, labels),
         description_ids=texts(seen, text.descriptions),
-        pool_label_ids=texts(pool, len(text.templates)),
+        pool_label_ids=texts(pool, labels),
         pool_description_ids=texts(pool, text.descriptions),
         episode=array("int32", seen),
-    )  # fmt: skip
+    )
 
 
-def model_flops(config: ConfigDict, batch: Batch) -> float:
+def model_flops(config: ConfigDict, batch: Any) -> float:
     """FLOPs of one training step over the whole batch, without rematerialisation.
 
     XLA counts the FLOPs of the lowered program for one CPU device, without compiling it.
@@ -272,9 +300,9 @@ def model_flops(config: ConfigDict, batch: Batch) -> float:
         plain = config.copy_and_resolve_references()
         plain.model.remat, plain.optimizer.microbatches = False, 1
         plain.mesh.update(data=1, fsdp=1, tensor=1)
-        program = make_program(plain, jax.make_mesh(
-            (1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device]
-        ))  # fmt: skip
+        program = make_program(
+            plain, jax.make_mesh((1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device])
+        )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         lowered = program.step.lower(  # type: ignore[attr-defined]
             program.abstract, shapes, jax.eval_shape(lambda: jax.random.key(0))

@@ -30,9 +30,13 @@ FAMILIES: tuple[Family, ...] = (
 def wanted(config: ConfigDict) -> dict[str, str]:
     """The `weights` fields of the config that are set, by tower ("video", "text").
 
+    A closed form has no towers; its texts are embedded beforehand.
+
     Raises:
       UserError: video weights are set, but the config uses precomputed features.
     """
+    if config.alignment != "learned":
+        return {}
     named = {"video": config.video_tower.weights, "text": config.text_tower.weights}
     if named["video"] and config.video_tower.kind == "features":
         raise UserError(

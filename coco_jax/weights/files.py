@@ -1,13 +1,16 @@
 """Finds and reads checkpoint files (.safetensors, .npz, PE-Core's .pt); other pickles raise an error."""
 
-import json
 import pathlib
+import re
+import shlex
 import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
+from coco_jax import arrays
 from coco_jax.errors import UserError
+from coco_jax.files import LIST_LIMIT, check_zip_directory, open_regular, parse_json, read_bytes
 from coco_jax.weights import packages, torch_file
 
 # Pickles that are read, because their authors publish no other file: by an unpickler that runs no code.
@@ -23,6 +26,8 @@ NAMES = (
     *PE_CORE,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_HEADER = 8 << 20  # bytes of the header of a .safetensors, which has 100 bytes for each tensor
+_PART = re.compile(r"[^/\\\0]{1,240}\.safetensors")  # a file in the folder of an index
 
 
 def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
@@ -57,9 +62,8 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
             "give the path of the file"
         )
     if not path.is_file():
-        raise UserError(
-            f"config.{field}: {path} does not exist; give a file, a folder, or hf:org/name"
-        )
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise UserError(f"config.{field}: {path} {problem}; give a file, a folder, or hf:org/name")
     return path
 
 
@@ -93,18 +97,22 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a .safetensors file, its .index.json, an .npz or PE-Core's .pt, as float32.
 
     Raises:
-      UserError: the file is a pickle, is damaged, or contains NaN or infinity.
+      UserError: the file is a pickle, is damaged, is a decompression bomb, or contains anything but
+        finite real numbers.
     """
-    with open(path, "rb") as stream:
-        head = stream.read(4)
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
     is_pickle = path.suffix in PICKLES or head[:1] == b"\x80" or _is_torch_zip(path, head)
     if is_pickle and path.name not in PE_CORE:
         target = path.with_suffix(".safetensors")
         raise UserError(
             f"{path}: a pickle, which can run arbitrary code when it is loaded; convert it if you trust "
-            'it: python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for '
-            f"k, v in torch.load('{path}', weights_only=True, map_location='cpu').items()}}, "
-            f"'{target}')\""
+            'it: python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.clone() for '
+            "k, v in torch.load(sys.argv[1], weights_only=True, map_location='cpu').items()}, "
+            f'sys.argv[2])" {shlex.quote(str(path))} {shlex.quote(str(target))}'
         )
     if path.name.endswith(".index.json"):
         tensors: dict[str, np.ndarray] = {}
@@ -112,9 +120,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
             tensors |= read(part)
         return tensors
     if is_pickle:
-        tensors = {name: _float32(x) for name, x in torch_file.read(path).items()}
+        tensors = {name: arrays.to_float32(x) for name, x in torch_file.read(path).items()}
     elif path.suffix == ".safetensors":
-        tensors = _safetensors(path)
+        tensors = _safetensors(path, int.from_bytes(head, "little"))
     elif path.suffix == ".npz":
         tensors = _npz(path)
     else:
@@ -128,54 +136,61 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _is_torch_zip(path: pathlib.Path, head: bytes) -> bool:
-    if head != b"PK\x03\x04" or path.suffix == ".npz":
+    if head[:4] != b"PK\x03\x04" or path.suffix == ".npz":
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+        with open_regular(path) as stream:
+            check_zip_directory(stream)
+            with zipfile.ZipFile(stream) as archive:
+                return any(name.endswith(".pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError):
         return False
 
 
 def _parts(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index names; they must be next to it."""
     try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        names = list(dict.fromkeys(parse_json(read_bytes(path, LIST_LIMIT))["weight_map"].values()))
+        for name in names:
+            if not _PART.fullmatch(name):
+                raise ValueError(
+                    f"{name!r:.99} is not the name of a .safetensors file in the same folder"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not an index of safetensors files ({error}); download it again"
         ) from error
     for name in names:
         if not (path.parent / name).is_file():
             raise UserError(f"{path}: {name} is missing in the same folder; download it too")
-    return [path.parent / name for name in names]
+    return [path.parent / name for name in sorted(names)]
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _safetensors(path: pathlib.Path, header: int) -> dict[str, np.ndarray]:
     import safetensors
 
     try:
+        if header > MAX_HEADER:
+            raise ValueError(f"a header of {header:,} bytes, more than {MAX_HEADER:,}")
+        # The library checks that the values of each tensor are inside the file and overlap no others.
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            return {name: _float32(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged or truncated ({reason}); download it again") from error
 
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: _float32(file[name]) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: damaged, or contains pickled objects ({reason}); download it again"
-        ) from error
+        with arrays.open_npz(path) as file:
+            return {name: _float32(name, x) for name, x in file.items()}
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be used ({reason}); download it again") from error
 
 
-def _float32(x: np.ndarray) -> np.ndarray:
-    """Converts to float32. Big_vision stores bfloat16 as two raw bytes, dtype V2."""
-    if x.dtype == np.dtype("V2"):
-        import ml_dtypes
-
-        x = x.view(ml_dtypes.bfloat16)
-    return np.asarray(x, np.float32)
+def _float32(name: str, x: np.ndarray) -> np.ndarray:
+    try:
+        return arrays.to_float32(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -146,6 +146,12 @@ def fill(
                     filled[path] = value
                 except ValueError as error:
                     problems.append(f"{name or path} {error}")
+                except (
+                    IndexError,
+                    TypeError,
+                    ZeroDivisionError,
+                ):  # of transforms: axes are missing
+                    problems.append(f"{name} does not have the axes of a {path}")
     known = [expression(source) for row in _all_rows(family) for source in row.sources]
     known += [expression(name) for name, _ in family.dropped]
     unplaced += [n for n in tensors if n not in used and not any(k.fullmatch(n) for k in known)]
@@ -217,7 +223,7 @@ def _sources(
         used.update(names)
         values = [tensors[name] for name in names]
         if i is None and "{i}" in row.path:
-            for layer in range(len(values[0])):
+            for layer in range(min(value.shape[0] if value.ndim else 0 for value in values)):
                 parts = [value[layer] for value in values]
                 yield names[0], _parts(row, row.path.replace("{i}", str(layer)), parts)
         else:

@@ -1,12 +1,13 @@
-"""Opening datasets: ids of videos, and the error for an unknown dataset."""
+"""Opening datasets: ids of videos, joined datasets, and the error for an unknown dataset."""
 
 import string
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coco_jax.data.dataset import load, normal_id
+from coco_jax.data.dataset import Dataset, Records, join, load, normal_id
 from coco_jax.data.requirements import REQUIREMENTS
 from coco_jax.errors import UserError
 
@@ -36,3 +37,20 @@ def test_error_for_an_unknown_dataset_lists_the_existing_ones(tmp_path):
         load("ucf101_zasr", str(tmp_path))
     assert "\n" not in str(caught.value)
     assert all(name in str(caught.value) for name in REQUIREMENTS)
+
+
+@pytest.mark.parametrize("overlap", ["keep", "drop"])
+def test_joined_datasets_share_classes_in_any_spelling(overlap):
+    """Kinetics has "push up" and UCF101 "push ups": with "drop" it is not trained on."""
+
+    def fake(name: str, classes: tuple[str, ...], seen: tuple[str, ...]) -> Dataset:
+        records = Records((), np.arange(len(classes)), classes, ("train",) * len(classes))
+        return Dataset(name, classes, {"1": {"seen": seen, "unseen": classes}}, records)
+
+    trained = fake("k/intra", ("archery", "push up", "yoga"), ("archery", "push up", "yoga"))
+    tested = fake("u/cross", ("archery", "push ups", "biking"), ())
+    joined = join(trained, tested, overlap)
+    split = joined.class_splits["1"]
+    assert split["unseen"] == ["u: archery", "u: push ups", "biking"]
+    assert split["seen"] == (["yoga"] if overlap == "drop" else ["archery", "push up", "yoga"])
+    assert joined.display_names(split["unseen"]) == list(tested.classes)

@@ -9,7 +9,8 @@ from absl import flags, logging
 from coco_jax.data import dataset as datasets
 from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
-from coco_jax.data.loader import TrainLoader, evaluation_batches
+from coco_jax.data.dataset import Records
+from coco_jax.data.loader import FeatureLoader, TrainLoader, evaluation_batches
 from coco_jax.errors import UserError
 
 
@@ -206,3 +207,41 @@ def test_corrupt_video_in_evaluation_is_an_error(planted, tiny):
     corrupt, indices, _ = planted
     with pytest.raises(videos.VideoError):
         list(evaluation_batches(corrupt, indices, tiny(data__batch=8), 0))
+
+
+@pytest.fixture
+def stored():
+    """25 records of stored features; feature n is (n, 2 n)."""
+    rows = [{"features": np.float32([n, 2 * n]), "video_id": b"v"} for n in range(25)]
+    return Records((rows,), np.arange(25), ("v",) * 25, ("train",) * 25)
+
+
+def feature_batches(stored, batches, indices=range(25), **kwargs):
+    from coco_jax.config import default
+
+    config = default()
+    config.data.batch, config.video_tower.kind, config.video_tower.feature_dim = 8, "features", 2
+    loader = FeatureLoader(stored, np.array(indices), config, **kwargs)
+    return [next(loader) for _ in range(batches)]
+
+
+def test_an_epoch_has_every_stored_feature_once(stored):
+    batches = feature_batches(stored, 25, indices=range(5, 25))
+    index = np.concatenate([batch["index"] for batch in batches]).reshape(10, 20)
+    assert all(sorted(epoch) == list(range(5, 25)) for epoch in index.tolist())
+    assert len({tuple(epoch) for epoch in index.tolist()}) == 10
+    for batch in batches:
+        np.testing.assert_array_equal(batch["video"][:, 1], 2 * batch["index"])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_feature_batches_do_not_depend_on_the_start_and_the_processes(stored, processes):
+    whole = feature_batches(stored, 9)
+    parts = [
+        feature_batches(stored, 4, start=5, process=p, processes=processes)
+        for p in range(processes)
+    ]
+    for n, want in enumerate(whole[5:]):
+        for field in ("index", "video"):
+            together = np.concatenate([part[n][field] for part in parts])
+            np.testing.assert_array_equal(together, want[field])

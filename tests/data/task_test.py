@@ -44,3 +44,15 @@ def test_auxiliary_pool_excludes_classes_of_the_dataset_in_other_spellings(auxil
 def test_auxiliary_pool_without_an_action_is_an_error(auxiliary):
     with pytest.raises(UserError, match=r"config.cycle.pool: .*use 'unseen' or 'episodic'"):
         auxiliary([*SPORTS.classes, "push up"])
+
+
+def test_classes_find_their_descriptions_in_other_spellings(auxiliary):
+    made = auxiliary(["push ups", "Jumping Jack", "Yoga", "running", "juggling"])
+    assert made.classes["pool"] == ["juggling"]
+    (first, _), _ = made.descriptions["unseen"].first(2)  # of pushup
+    np.testing.assert_array_equal(first[0], made.tokenizer(["someone does push ups"])[0])
+
+
+def test_class_without_a_description_is_an_error(auxiliary):
+    with pytest.raises(UserError, match="1 of 2 classes have no description in the corpus: 'run'"):
+        auxiliary(["push ups", "Jumping Jack", "Yoga", "runway walking"])

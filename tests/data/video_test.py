@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coco_jax.data import video as videos
+from tests.helpers import hostile
 
 FPS, FRAMES = 10, 40
 
@@ -354,3 +355,23 @@ def test_frames_that_do_not_fit_in_memory_are_an_error(monkeypatch):
     monkeypatch.setattr(videos, "MAX_BYTES", 10_000)
     with pytest.raises(videos.VideoError, match="do not fit in memory"):
         videos.decode(VIDEO, None)
+
+
+def test_frames_of_many_pixels_are_an_error_before_one_is_decoded():
+    """A GIF of 140 bytes with a canvas of 16,000 x 16,000 pixels needed 2 GB."""
+    with pytest.raises(videos.VideoError, match="16000 x 16000 px; use at most 36,000,000 pixels"):
+        videos.decode(hostile.gif(16_000, 16_000), None)
+    with pytest.raises(videos.VideoError, match="256 x 2048000 when they are scaled"):
+        videos.decode(hostile.gif(16_000, 2), None, short_side=256)
+    assert videos.decode(hostile.gif(16_000, 2), None, short_side=2).shape == (3, 2, 16_000, 3)
+
+
+def test_frames_that_grow_within_a_stream_are_an_error(monkeypatch):
+    """The header, and the first half of the stream, have frames of 32 x 48 pixels."""
+    small, large = (
+        videos.encode(ladder(20, *size), FPS, container="mpegts") for size in ((32, 48), (96, 96))
+    )
+    assert len(videos.decode(small + large, None)) == 40
+    monkeypatch.setattr(videos, "MAX_PIXELS", 9000)
+    with pytest.raises(videos.VideoError, match=r"of its frames cannot be decoded|not a video"):
+        videos.decode(small + large, None)

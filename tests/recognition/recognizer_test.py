@@ -12,7 +12,7 @@ from coco_jax import weights
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.corpus import load_corpus
 from coco_jax.data.dataset import load
-from coco_jax.data.task import make_task
+from coco_jax.data.task import label_ids, make_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import evaluate
 from coco_jax.recognition.recognizer import Recognizer
@@ -57,6 +57,53 @@ def test_scores_equal_those_of_the_evaluation(recognizer, data_dir, tmp_path, sa
     got = dict(recognizer.rank([path], unseen, corpus)[0])
     want = jax.nn.softmax(scores / float(jax.numpy.exp(recognizer.params["log_tau"])))
     np.testing.assert_allclose([got[name] for name in unseen], want, atol=1e-4)
+
+
+def test_many_different_numbers_of_candidates_need_few_programs_and_have_the_same_scores(
+    recognizer, video_path, monkeypatch
+):
+    """Reference: the scores without padding and batches. 40 numbers of actions, some with captions."""
+    monkeypatch.setattr("coco_jax.recognition.recognizer.BATCH", 64)
+    program, params = recognizer.program, recognizer.params
+    actions = [f"{verb} {noun}" for verb in ("run", "hop", "spin") for noun in range(20)]
+    v_D = recognizer.embed_video(video_path)
+    monkeypatch.setattr(type(recognizer), "embed_video", lambda self, path: v_D)
+    jitted = program.embed_labels, program.embed_texts, program.scores
+    before = [function._cache_size() for function in jitted]
+    ranked = {}
+    for count in range(1, 41):
+        named = actions[:count]
+        captions = {name: [f"someone {name} {n}" for n in range(count)] for name in named}
+        for described in (None, captions) if count in (7, 33) else (None,):
+            candidates = recognizer.embed_actions(named, described)
+            ranked[count, bool(described)] = dict(recognizer.rank_one(video_path, candidates))
+    added = [function._cache_size() - size for function, size in zip(jitted, before, strict=True)]
+    # 8, 16, 32 or 64 candidates, with and without captions; without padding there would be 40.
+    assert max(added) <= 8, added
+    tau = float(np.exp(params["log_tau"]))
+    for count in (7, 33):
+        named = actions[:count]
+        l_KD = program.embed_labels(
+            params, label_ids(recognizer.config, recognizer.tokenizer, named, {})
+        )
+        texts = min(count, recognizer.config.text.eval_descriptions)
+        ids = [recognizer.tokenizer([f"someone {a} {n}" for n in range(texts)]) for a in named]
+        d_KMD = program.embed_texts(params, np.stack(ids))
+        for d, described in ((None, False), (d_KMD, True)):
+            scores = np.asarray(program.scores(params, v_D[None], l_KD, d, None))[0]
+            want = np.asarray(jax.nn.softmax(scores / tau))
+            got = ranked[count, described]
+            np.testing.assert_allclose([got[name] for name in named], want, atol=1e-5)
+
+
+def test_float16_model_ranks_on_a_cpu(trained_run, recognizer, tmp_path, video_path):
+    """XLA has no attention in float16 for CPUs, so its float32 weights are used in float32."""
+    shutil.copytree(trained_run, tmp_path / "run")
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    stored["model"]["dtype"] = "float16"
+    (tmp_path / "run/config.json").write_text(json.dumps(stored))
+    got = dict(Recognizer.load(tmp_path / "run").rank([video_path], ACTIONS)[0])
+    assert got == pytest.approx(dict(recognizer.rank([video_path], ACTIONS)[0]), abs=0.01)
 
 
 def test_vector_of_a_video_is_the_mean_over_its_views(recognizer, tmp_path, data_dir):

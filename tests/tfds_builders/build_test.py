@@ -43,6 +43,40 @@ def test_dataset_is_rebuilt_only_if_one_of_its_lists_has_changed(tmp_path, capsy
     assert built()[1] is False
 
 
+def test_dataset_stays_if_its_new_lists_have_an_error_or_the_rebuild_fails(tmp_path):
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    testing.write(mine, [f"train/{action}/{n}.mp4" for action in "abcd" for n in range(2)])
+    (mine / "unseen.txt").write_text("d\n")
+    folder = build("video_folder", str(data), str(mine))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    (mine / "unseen.txt").write_text("zebra\n")
+    with pytest.raises(UserError, match="'zebra' has no video"):
+        build("video_folder", str(data), str(mine))
+    (mine / "unseen.txt").write_text("c\n")
+    for n in range(2):
+        for action in "abcd":
+            (mine / f"train/{action}/{n}.mp4").write_bytes(b"broken")
+    with pytest.raises(UserError, match="are broken"):
+        build("video_folder", str(data), str(mine))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir() if not p.name.startswith(".")] == [folder.name]
+
+
+def test_videos_outside_of_action_folders_are_reported(tmp_path, capsys):
+    mine = tmp_path / "mine"
+    testing.write(mine, [f"train/{action}/{n}.mp4" for action in "abcd" for n in range(2)])
+    names = ["train/x.mp4", *(f"{n}.mp4" for n in range(6)), "a\n\x1b[31m.mp4"]
+    for name in names:
+        (mine / name).touch()
+    folder = build("video_folder", str(tmp_path / "data"), str(mine))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["train"]["outside_of_actions"] == {"count": 8, "files": sorted(names)}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(lines) == 1 and "8 videos that are not in an action's folder: '0.mp4', " in lines[0]
+    assert lines[0].endswith(", ...") and "\x1b" not in lines[0]
+
+
 def test_error_for_an_unknown_dataset_or_config_lists_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match=r"did you mean ucf101_zsar\?") as caught:
         build("ucf101_zasr", str(tmp_path))

@@ -1,5 +1,7 @@
 """Checkpoints: damaged files, a full disk, restoring on other meshes."""
 
+import json
+import os
 import pathlib
 import random
 import resource
@@ -12,6 +14,7 @@ import pytest
 
 from coco_jax import sharding
 from coco_jax.errors import UserError
+from coco_jax.training import checkpoint
 from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
 from tests.training.step_test import random_batch
@@ -40,7 +43,9 @@ def two(data_dir, tmp_path_factory):
     """Checkpoints of steps 1 and 2 of a run, and what was saved in them."""
     from conftest import tiny_config
 
-    config = tiny_config(data_dir, ablation="label")
+    config = tiny_config(
+        data_dir, ablation="label", text_tower__depth=1, video_tower__temporal="mean", model__dim=8
+    )
     program, key = program_of(config), jax.random.key(0)
     folder = tmp_path_factory.mktemp("two")
     checkpoints, state, saved = Checkpoints(folder, 5, program), program.init(key), {}
@@ -110,18 +115,133 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(two, tmp_p
     assert next_batch == 20 and same(numbers(again), saved[2])
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_flipped_bit_never_restores_wrong_values(two, tmp_path, seed):
-    _, program, folder, saved = two
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+def flip_a_bit(folder: pathlib.Path, seed: int) -> None:
+    """Inverts one bit of one file; every bit is equally likely."""
     chance = random.Random(seed)
-    files = sorted(p for p in (tmp_path / "2" / "state").rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     file = chance.choices(files, [p.stat().st_size for p in files])[0]
     data = bytearray(file.read_bytes())
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     file.write_bytes(data)
-    state, next_batch = restored(program, tmp_path)
-    assert same(numbers(state), saved[next_batch // 10])
+
+
+def params_of(program, numbers):
+    """The parameters among the numbers of a state."""
+    return numbers[1 : 1 + len(jax.tree.leaves(program.abstract.params))]
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(n, marks=pytest.mark.faults) for n in range(10, 210))]
+)
+def test_a_flipped_bit_never_gives_other_values(two, tmp_path, seed):
+    """Training, evaluation and prediction read the saved values, or report a damaged checkpoint."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    flip_a_bit(tmp_path / "2", seed)
+    try:
+        step, params = restore_params(tmp_path, program)
+    except UserError as error:
+        assert "damaged" in str(error) and "\n" not in str(error)
+    else:
+        assert step == 2 and same(numbers(params), params_of(program, saved[2]))
+    try:
+        state, next_batch = restored(program, tmp_path)
+    except UserError as error:
+        assert "_CHECKPOINT_METADATA there is damaged" in str(error)
+    else:
+        step = int(state.step)
+        assert next_batch == 10 * step and same(numbers(state), saved[step])
+
+
+def swap_state(folder: pathlib.Path) -> None:
+    shutil.rmtree(folder / "2" / "state")
+    shutil.copytree(folder / "1" / "state", folder / "2" / "state")
+
+
+def edit_meta(change):
+    def damage(folder: pathlib.Path) -> None:
+        path = folder / "2" / "meta" / "metadata"
+        meta = json.loads(path.read_text())
+        change(meta)
+        path.write_text(json.dumps(meta))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (swap_state, "its values do not match the stored fingerprint"),
+        (edit_meta(lambda meta: meta.update(next_batch=11)), "does not match the stored checksum"),
+        (edit_meta(lambda meta: meta.pop("coco_jax")), "metadata is missing"),
+        (
+            edit_meta(lambda meta: (meta.pop("checksum"), meta.update(fingerprint={}))),
+            "do not match the stored fingerprint",
+        ),
+        (lambda folder: (folder / "2").rename(folder / "3"), "its values are of step 2"),
+        (lambda folder: truncate(folder / "2"), "error while reading"),
+    ],
+    ids=["other state", "next batch", "no version", "fingerprint", "other step", "truncated"],
+)
+def test_params_that_were_not_saved_so_are_an_error(two, tmp_path, damage, message):
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path)
+    with pytest.raises(
+        UserError, match=f"the checkpoint is damaged .*{message}.*remove this folder"
+    ):
+        restore_params(tmp_path, program)
+
+
+def test_params_of_an_old_checkpoint_without_fingerprint_are_read_if_they_are_finite(two, tmp_path):
+    config, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+
+    def make_old(meta):
+        del meta["checksum"], meta["fingerprint"]
+
+    edit_meta(make_old)(tmp_path)
+    step, params = restore_params(tmp_path, program)
+    assert step == 2 and same(numbers(params), params_of(program, saved[2]))
+    state, _ = restored(program, tmp_path)
+    bad = state.params["video_out"]["kernel"].at[0, 0].set(np.inf)
+    params = state.params | {"video_out": {"kernel": bad}}
+    checkpoints = Checkpoints(tmp_path, 5, program)
+    checkpoints.save(state._replace(step=state.step + 1, params=params), config, 30)
+    checkpoints.close()
+    with pytest.raises(UserError, match="video_out/kernel has values that are not finite"):
+        restore_params(tmp_path, program)
+
+
+def test_params_of_another_model_are_an_error_before_any_is_read(two, data_dir, monkeypatch):
+    from conftest import tiny_config
+
+    _, program, folder, _ = two
+    large = tiny_config(
+        data_dir,
+        ablation="label",
+        text_tower__depth=1,
+        video_tower__temporal="mean",
+        model__dim=65_536,
+    )
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", None)
+    with pytest.raises(UserError, match=r"is of another model .*give the folder of another run"):
+        restore_params(folder, program_of(large))
+    # Shapes that need much more memory than the files have bytes.
+    monkeypatch.setattr(checkpoint, "MAX_COMPRESSION", 0.001)
+    with pytest.raises(UserError, match=r"its files are too small for [\d,]+ bytes of parameters"):
+        restore_params(folder, program)
+
+
+@pytest.mark.parametrize("name", ["1/_CHECKPOINT_METADATA", "2/state/_METADATA", "2/meta/metadata"])
+def test_fifo_in_a_checkpoint_is_an_error_at_once(two, tmp_path, name):
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    for read in (restored, lambda program, folder: restore_params(folder, program)):
+        with pytest.raises(UserError, match=f"{name}: cannot be read .not a regular file"):
+            read(program, tmp_path)
 
 
 def test_readable_checkpoint_with_another_fingerprint_is_damaged(two, tmp_path, capfd):
@@ -151,14 +271,15 @@ def test_programming_error_is_raised_and_moves_no_checkpoint(two, tmp_path, monk
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"1", "2"}
 
 
-def test_damaged_checkpoint_metadata_file_is_a_one_line_error(two, tmp_path):
+@pytest.mark.parametrize("content", ['{"init_timestamp_nsecs": "x"}', "[]", "[" * 100_000])
+def test_damaged_checkpoint_metadata_file_is_a_one_line_error(two, tmp_path, content):
     """orbax reads these files of all checkpoints when it opens a folder."""
     _, program, folder, saved = two
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "1/_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": "x"}')
+    (tmp_path / "1/_CHECKPOINT_METADATA").write_text(content)
     for read in (
         lambda: restored(program, tmp_path),
-        lambda: restore_params(tmp_path, program.abstract),
+        lambda: restore_params(tmp_path, program),
     ):
         with pytest.raises(
             UserError, match="a file _CHECKPOINT_METADATA there is damaged"

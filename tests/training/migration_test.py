@@ -44,11 +44,11 @@ def test_every_old_field_is_converted_with_its_value(old_run):
     assert new["cycle.stop_gradient"] == stored["cycle"]["frozen"] == ["target"]
 
 
-def test_old_checkpoint_gives_the_scores_that_its_version_reported(old_run, data_dir):
+def test_old_checkpoint_gives_the_scores_that_its_version_reported(old_run, full_data_dir):
     result = old_run / RUN / "result.json"
     want = json.loads(result.read_text())
     result.unlink()
-    got = run(config_of(old_run, data_dir), old_run, "evaluate")
+    got = run(config_of(old_run, full_data_dir), old_run, "evaluate")
     assert got["top1"] == want["top1"] and got["confusion"] == want["confusion"]
     for new, old in zip(got["examples"], want["examples"], strict=True):
         assert new["video_id"] == old["video_id"]

@@ -11,7 +11,7 @@ from coco_jax.config import ABLATIONS
 from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
 from coco_jax.models.coco import Batch, CoCo
-from coco_jax.training.step import DROPOUT_STREAM, gradients, make_program
+from coco_jax.training.step import DROPOUT_STREAM, ParamKeys, gradients, make_program
 
 
 def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
@@ -54,21 +54,21 @@ def run(config, steps, devices=1, batches=None):
 
 
 def test_eight_devices_give_the_same_losses_as_one(tiny):
-    """data x fsdp x tensor = 2 x 2 x 2, 20 steps, on real batches of the benchmark."""
+    """data x fsdp x tensor = 2 x 2 x 2, eight steps, on real batches of the benchmark."""
     from coco_jax.data.loader import TrainLoader
 
-    one = tiny(optimizer__steps=20, model__lambda_invariant=0.5)
+    one = tiny(optimizer__steps=8, model__lambda_invariant=0.5)
     task = make_task(one)
     loader = TrainLoader(task.dataset.records, task.plan.train, one)
     batches = []
-    for step in range(20):
+    for step in range(8):
         local = next(loader)
         labels = task.seen_label[local["index"]].astype(np.int32)
         batches.append(Batch(video=local["video"], label=labels, **task.step_texts(step)))
     eight = one.copy_and_resolve_references()
     eight.mesh.update(data=2, fsdp=2, tensor=2)
-    losses, _ = run(one, 20, 1, batches)
-    sharded, sharded_params = run(eight, 20, 8, batches)
+    losses, _ = run(one, 8, 1, batches)
+    sharded, sharded_params = run(eight, 8, 8, batches)
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(sharded, losses, atol=1e-4)
     kernel = sharded_params["video"]["spatial"]["layers"][0]["mlp"]["up"]["kernel"]
@@ -247,3 +247,9 @@ def test_the_package_and_its_cli_import_without_jax():
 
     code = "import sys; sys.modules['jax'] = None; import coco_jax, coco_jax.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_parameters_are_initialised_with_the_keys_of_nnx_rngs():
+    ours, theirs = ParamKeys(jax.random.key(3)), nnx.Rngs(params=jax.random.key(3))
+    for _ in range(5):
+        assert (jax.random.key_data(ours.params()) == jax.random.key_data(theirs.params())).all()

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from coco_jax.evaluation.evaluate import evaluate
 from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
 from coco_jax.training.text_features import cache_key, with_features
+from tests.helpers import runs
 
 
 @pytest.fixture
@@ -25,7 +28,8 @@ def frozen(tiny, data_dir, tmp_path):
         if not folder.exists():
             folder.mkdir()
             for built in pathlib.Path(data_dir).iterdir():
-                (folder / built.name).symlink_to(built)
+                if built.name != "text_features":  # of other tests
+                    (folder / built.name).symlink_to(built)
         return tiny(**{"data__dir": str(folder), "text_tower__trainable": "none", **changes})
 
     return make
@@ -111,3 +115,42 @@ def test_auxiliary_pool_and_ablations_without_descriptions_use_features(frozen):
         assert texts["label_ids"].dtype == jnp.bfloat16
         if changes.get("cycle__pool"):
             assert texts["pool_description_ids"].shape[2] == 32
+
+
+def test_two_processes_have_the_same_features_whatever_their_disks_have(frozen, tmp_path):
+    """Empty, complete, half filled, damaged, and complete or not writable for one of them only."""
+    frozen()  # makes tmp_path/data
+    address = f"127.0.0.1:{runs.free_port()}"
+    command = [sys.executable, "-m", "tests.helpers.cache_processes", address]
+    children = [
+        subprocess.Popen(
+            [*command, str(index), str(tmp_path)], cwd=runs.ROOT, env=runs.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    output = [child.communicate(timeout=300) for child in children]
+    cases, other = (
+        [json.loads(line) for line in out.splitlines() if line.startswith('["')]
+        for out, _ in output
+    )  # Gloo prints other lines
+    errors = [error for _, error in output]
+    assert cases == other, errors
+    assert len({digest for _, _, digest in cases}) == 1
+    encoded = {case: count for case, count, _ in cases}
+    every = encoded["empty"]
+    assert every > 500 and encoded == {
+        "empty": every,
+        "complete": 0,
+        "half filled": every // 200 * 100 + max(0, every % 200 - 100),
+        "damaged": 100,
+        "complete for process 0": every,
+        "complete for process 1": every,
+    }
+    # The last case.
+    assert [child.returncode for child in children] == [2, 2], errors
+    for error, who in zip(errors, ("process 1: ", ""), strict=True):
+        (line,) = [line for line in error.splitlines() if "Not a directory" in line]
+        assert line.startswith(f"test: {who}{tmp_path}/unwritable/text_features/")
+        assert "Traceback" not in error
+    assert errors[0].count("THE FILE IS DAMAGED") == 1

@@ -1,6 +1,8 @@
 """Tests that PE-Core equals timm's image tower and open_clip's text tower, in both formats of files."""
 
 import pickle
+import random
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -10,7 +12,7 @@ from coco_jax import presets
 from coco_jax.errors import UserError
 from coco_jax.weights import files, pe
 from coco_jax.weights.table import fill
-from tests.helpers import towers
+from tests.helpers import hostile, towers
 from tests.weights.clip_test import compare, texts
 
 torch = pytest.importorskip("torch")
@@ -295,6 +297,18 @@ def test_torch_file_with_more_than_tensors_raises_user_error(tmp_path, capsys, c
     with pytest.raises(UserError, match="damaged, or contains more than tensors"):
         files.read(path)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_hostile_torch_file_raises_user_error_without_much_memory(tmp_path, seed):
+    """Tensors larger than their values, in one or together; names that are replaced; code."""
+    path = hostile.odd_torch_file(random.Random(seed), tmp_path, tmp_path)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="damaged, or contains more than tensors") as error:
+        files.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    assert "\n" not in str(error.value) and not (tmp_path / "executed").exists()
 
 
 def test_only_pe_core_files_are_read_as_torch_files(tmp_path):

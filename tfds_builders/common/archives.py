@@ -26,12 +26,15 @@ from typing import IO, Any
 import rarfile
 
 from coco_jax.errors import UserError
+from coco_jax.files import check_zip_directory, open_regular
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".rar")
 MAX_DEPTH = 2  # nesting of archives: HMDB51 is a .rar of .rar files
 MAX_BYTES = 2 << 30  # bytes of one member
 # An archive is a bomb if its content exceeds both: this multiple of its size, and this many bytes.
 MAX_RATIO, MAX_TOTAL = 200, 8 << 30
+# So is one of its members, which are read whole. Videos are compressed already.
+MAX_MEMBER_RATIO, MAX_MEMBER = 20, 256 << 20
 MAX_HEADER = 1 << 20  # bytes of the headers of one tar member, with long names and PAX records
 _CHUNK = 1 << 20
 _UNPACKERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
@@ -147,7 +150,8 @@ def files(folder: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> Iterato
       above: resolved paths of the folders that contain it, to detect cycles of links.
 
     Raises:
-      UserError: the target of a link does not exist, or is a folder that contains the link.
+      UserError: the target of a link does not exist, or is a folder that contains the link; or there is
+        something else than files and folders, such as a FIFO.
     """
     above = (*above, folder.resolve())
     for entry in sorted(folder.iterdir()):
@@ -161,6 +165,8 @@ def files(folder: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> Iterato
             yield from files(entry, above)
         elif entry.is_file():
             yield entry
+        else:
+            _fail(str(entry), "neither a regular file nor a folder", "remove it")
 
 
 def _whole(file: pathlib.Path, max_bytes: int) -> bytes:
@@ -185,19 +191,26 @@ def _archive(
                 f"{_show(member)} has {declared:,} bytes, more than {max_bytes:,}",
                 "pack the archive again without it",
             )
-        out = bytearray()
+        out, count = io.BytesIO(), 0
         with _readable(where, member), read() as opened:
             while data := opened.read(_CHUNK):
-                out += data
-                if len(out) > max_bytes:
+                count += out.write(data)
+                if count > max_bytes:
                     _fail(
                         where,
                         f"{_show(member)} decompresses to more than {max_bytes:,} bytes",
                         "pack the archive again without it",
                     )
-            if len(out) != declared:
-                raise EOFError(f"{len(out):,} of {declared:,} bytes")
-        return bytes(out)
+                if count > MAX_MEMBER and count > MAX_MEMBER_RATIO * budget.size:
+                    _fail(
+                        where,
+                        f"{_show(member)} decompresses to more than {MAX_MEMBER:,} bytes and "
+                        f"{MAX_MEMBER_RATIO} times the size of the archive",
+                        "pack the archive again without it",
+                    )
+            if count != declared:
+                raise EOFError(f"{count:,} of {declared:,} bytes")
+        return out.getvalue()  # without a copy
 
     reader = {".zip": _zip, ".rar": _rar}.get(_kind(name), _tar)
     with _readable(where):
@@ -233,7 +246,7 @@ def _stream(source: pathlib.Path | io.BytesIO) -> Iterator[IO[bytes]]:
     if isinstance(source, io.BytesIO):
         yield source
     else:
-        with source.open("rb") as stream:
+        with open_regular(source) as stream:
             yield stream
 
 
@@ -279,7 +292,9 @@ def _tar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
 
 
 def _zip(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
-    with _stream(source) as stream, zipfile.ZipFile(stream) as archive:
+    with _stream(source) as stream:
+        check_zip_directory(stream)
+        archive = zipfile.ZipFile(stream)
         for member in archive.infolist():
             if member.is_dir():
                 continue
@@ -295,9 +310,12 @@ def _zip(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
 
 def _rar(source: pathlib.Path | io.BytesIO, budget: _Budget) -> _Opened:
     # A path is preferred: given a stream, rarfile copies a solid archive to disk for every member.
-    with rarfile.RarFile(source) as archive:
+    # By default rarfile takes a damaged header for the end of the archive, and drops the later members.
+    with rarfile.RarFile(source, errors="strict") as archive:
         if archive.needs_password():
             _fail(budget.where, "encrypted", _EXTRACT)
+        if not archive.infolist():  # rarfile accepts noise after the first bytes
+            _fail(budget.where, "damaged, or empty", "download it again")
         for member in archive.infolist():
             if member.is_dir():
                 continue

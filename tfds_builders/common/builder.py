@@ -23,6 +23,7 @@ from PIL import Image
 
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError
+from coco_jax.printing import printable
 from tfds_builders.common import archives
 
 VIDEO_SUFFIXES = frozenset(
@@ -220,7 +221,7 @@ class VideoBuilder(
           describe: maps the name of a file to its entry, or to None to leave the file out.
           expected: number of videos that the dataset's lists name; report.json counts the ones that
             are not found as missing. None if there are no lists.
-          notes: further counts for the report.
+          notes: further entries of the report; numbers are printed.
         """
         parts = _parts(sources) if self.beam else list(sources)
         archive_names = [glob.escape(source.name) for source in sources if not source.is_dir()]
@@ -286,7 +287,7 @@ class VideoBuilder(
             numbers += [f"{len(broken)} broken", f"{skipped['count']} other files skipped"]
             print(f"{self.info.full_name} {split}: {', '.join(numbers)}", file=sys.stderr)
             for video in broken[:10]:
-                print(f"  broken: {video['reason']}", file=sys.stderr)
+                print(printable(f"  broken: {video['reason']}"), file=sys.stderr)
             for name in skipped["files"]:
                 print(f"  skipped, not a supported file type: {name!r}", file=sys.stderr)
             if (unnamed := skipped["count"] - len(skipped["files"])) > 0:
@@ -436,13 +437,19 @@ def annotations(
       urls: URL of each file, by any key; the result has the same keys.
 
     Raises:
-      UserError: checksums.tsv is missing or has no line for a URL to download, a file has another
-        checksum than in checksums.tsv, or a download fails.
+      UserError: checksums.tsv is missing or has no line for a URL, a file has another checksum than in
+        checksums.tsv, or a download fails.
     """
     if builder.url_infos is None:
         raise UserError(
             f"tfds_builders/{builder.name}/checksums.tsv: missing, so the files of {builder.name} "
             "cannot be verified; restore it from the repository"
+        )
+    # TFDS accepts a download of any content if its URL has no checksum.
+    if unknown := [url for url in urls.values() if url not in builder.url_infos]:
+        raise UserError(
+            f"tfds_builders/{builder.name}/checksums.tsv: no line for {', '.join(unknown)}, so the "
+            "file cannot be verified; restore the line from the repository"
         )
     found = {}
     for which, url in urls.items():
@@ -450,20 +457,13 @@ def annotations(
         for path in () if folder is None else (folder / "annotations" / name, folder / name):
             if not path.is_file():
                 continue
-            known = builder.url_infos.get(url)
-            if known and hashlib.sha256(path.read_bytes()).hexdigest() != known.checksum:
+            if _sha256(path) != builder.url_infos[url].checksum:
                 raise UserError(
                     f"{path}: SHA-256 differs from that in tfds_builders/{builder.name}/"
                     f"checksums.tsv; replace it with {url}, or remove it to have it downloaded"
                 )
             found[which] = path
     if missing := {which: url for which, url in urls.items() if which not in found}:
-        # TFDS accepts a download of any content if its URL has no checksum.
-        if unknown := [url for url in missing.values() if url not in builder.url_infos]:
-            raise UserError(
-                f"tfds_builders/{builder.name}/checksums.tsv: no line for {', '.join(unknown)}, so the "
-                "download cannot be verified; restore the line from the repository"
-            )
         try:
             downloaded = dl_manager.download(missing)
         except (OSError, tfds.download.DownloadError) as error:
@@ -474,6 +474,23 @@ def annotations(
             ) from error
         found |= {which: pathlib.Path(path) for which, path in downloaded.items()}
     return found
+
+
+def decoded(data: bytes, where: str) -> str:
+    """Decodes the text of a list; the error names the file.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); download the lists again") from error
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def halves(dataset: str, classes: Sequence[str], trials: int) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def read_lists(folder: pathlib.Path) -> dict[str, tuple[str, tuple[int, int, int
         found = LIST.search(name.rpartition("/")[2])
         if not found:
             continue
-        for number, line in enumerate(text.decode().splitlines(), 1):
+        for number, line in enumerate(common.decoded(text, name).splitlines(), 1):
             if not line.strip():
                 continue
             file, _, use = line.strip().rpartition(" ")

@@ -1,7 +1,7 @@
 """kinetics_zsar: trains on Kinetics-400, tests on the new classes of Kinetics-600; see README.md."""
 
 import csv
-import json
+import io
 import pathlib
 import re
 import sys
@@ -16,7 +16,8 @@ if _ROOT not in sys.path:
 
 from coco_jax.data import action_names
 from coco_jax.errors import UserError
-from tfds_builders.common import archives
+from coco_jax.files import parse_json
+from tfds_builders.common import archives, user_lists
 from tfds_builders.common import builder as common
 
 # Elaborative Rehearsal (Chen and Huang, ICCV 2021, arXiv 2108.02833) defined the protocol.
@@ -141,8 +142,10 @@ def read_splits(
       UserError: the files do not have this form, or a renamed class of Kinetics-400 is unseen.
     """
     try:
-        names = [entry["word"] for entry in json.loads(classes.read_text())]
-        tests, validations = (json.loads(path.read_text()) for path in (test, validation))
+        names, tests, validations = (
+            parse_json(user_lists.read_list(path)) for path in (classes, test, validation)
+        )
+        names = [entry["word"] for entry in names]
         splits = {
             str(i): {
                 "seen": names[:SEEN],
@@ -177,20 +180,24 @@ def read_csv(folder: pathlib.Path, part: str) -> dict[str, str]:
       renamed have their Kinetics-400 name.
 
     Raises:
-      UserError: the file has no column label or youtube_id.
+      UserError: the file is not a CSV file, or has no column label or youtube_id.
     """
     which, _, name = part.partition("/")
     places = (
-        folder / f"{part}.csv", folder / which / "annotations" / f"{name}.csv",
-        folder / f"{which}_{name}.csv", folder / "annotations" / f"{which}_{name}.csv",
-    )  # fmt: skip
+        folder / f"{part}.csv",
+        folder / which / "annotations" / f"{name}.csv",
+        folder / f"{which}_{name}.csv",
+        folder / "annotations" / f"{which}_{name}.csv",
+    )
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream)
+    rows = csv.DictReader(io.StringIO(user_lists.read_list(path, user_lists.MAX_BYTES), newline=""))
+    try:
         if not {"label", "youtube_id"} <= set(rows.fieldnames or ()):
             raise UserError(
                 f"{path}:1: no column label or no column youtube_id; use the annotation CSV of Kinetics"
             )
         return {row["youtube_id"]: RENAMED.get(row["label"], row["label"]) for row in rows}
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; use the annotation CSV of Kinetics") from error

@@ -13,7 +13,7 @@ if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
 from coco_jax.errors import UserError
-from tfds_builders.common import archives
+from tfds_builders.common import archives, user_lists
 from tfds_builders.common import builder as common
 
 # The checksums of both files in checksums.tsv are those of the dataset ucf101 in TFDS 4.9.10.
@@ -137,10 +137,13 @@ def _placed(dl_manager) -> pathlib.Path | None:
 def _lists(builder, dl_manager, folder: pathlib.Path | None) -> dict[str, str]:
     for place in () if folder is None else (folder, *sorted(folder.glob("*/"))):
         if (place / "trainlist01.txt").is_file():
-            return {path.stem: path.read_text() for path in sorted(place.glob("t*list0[123].txt"))}
+            lists = sorted(place.glob("t*list0[123].txt"))
+            return {path.stem: user_lists.read_list(path) for path in lists}
     archive = common.annotations(builder, dl_manager, folder, {"lists": LISTS})["lists"]
     return {
-        pathlib.PurePath(member.name).stem: member.read().decode()
+        pathlib.PurePath(member.name).stem: common.decoded(
+            member.read(), f"{archive}/{member.name}"
+        )
         for member in archives.members(archive, suffixes={".txt"})
         if re.search(r"t(rain|est)list0[123]\.txt$", member.name)
     }

@@ -14,9 +14,13 @@ _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)
 
+from coco_jax import arrays
 from coco_jax.errors import UserError
+from coco_jax.files import LIST_LIMIT, read_text
 from tfds_builders.common import archives, user_lists
 from tfds_builders.common import builder as common
+from tfds_builders.video_features import hdf5
+from tfds_builders.video_features.vectors import vector
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 
@@ -50,9 +54,9 @@ class Builder(common.VideoBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
-        listed = folder / "videos.csv"
-        if not listed.is_file():
-            raise UserError(f"{listed} is missing; {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        listed = user_lists.given(folder, "videos.csv")
+        if listed is None:
+            raise UserError(f"{folder}/videos.csv is missing; {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
         rows = {row.key: row for row in user_lists.read_videos(listed, "video_id")}
         classes = sorted({row.label for row in rows.values()})
         self.info.features["label"].names = classes
@@ -69,18 +73,18 @@ class Builder(common.VideoBuilder):
         stored: set[str] = set()
         broken: dict[str, str] = {}
         width = None
-        for video_id, vector in read(folder, rows):
+        for video_id, found in read(folder, rows):
             if video_id in stored:
                 continue
-            problem = _problem(vector, width)
+            problem = _problem(found, width)
             if problem:
                 broken[video_id] = f"{video_id}: {problem}"
                 continue
-            width = len(vector)
+            width = len(found)
             stored.add(video_id)
             yield (
                 video_id,
-                {"features": vector, "video_id": video_id, "label": rows[video_id].label},
+                {"features": found, "video_id": video_id, "label": rows[video_id].label},
             )
         skipped = [
             path.relative_to(folder).as_posix()
@@ -96,10 +100,16 @@ class Builder(common.VideoBuilder):
             "broken": [{"video": k, "reason": v} for k, v in sorted(broken.items())],
         }
         (self.data_path / f"report-{split}.json").write_text(json.dumps(counts))
+        if not stored:
+            self._check_reports()  # its error says more than that of TFDS for an empty split
 
 
 def _problem(vector: np.ndarray, width: int | None) -> str:
     """Says why a vector cannot be stored; "" if it can. `width` is the length of the first vector."""
+    if vector.ndim == 0:
+        return "is a single number, not a vector"
+    if not len(vector):
+        return "has no values"
     if not np.isfinite(vector).all():
         return "has NaN or infinite values"
     if width is not None and len(vector) != width:
@@ -110,15 +120,15 @@ def _problem(vector: np.ndarray, width: int | None) -> str:
 def read(folder: pathlib.Path, rows: dict[str, user_lists.Row]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields `(video_id, features)` of the requested videos, with float32 features of shape [D].
 
-    Features of shape [T, D] are averaged over T.
+    Features of shape [T, D] are averaged over T. The result is a scalar or empty if the features are.
 
     Args:
       folder: folder of *.npz, *.npy, *.h5 and *.hdf5 files, at any depth.
       rows: the requested videos, by id; all others are left out.
 
     Raises:
-      UserError: there are no such files, one cannot be read or contains pickled objects, or its
-        numbers of ids and of features differ.
+      UserError: there are no such files; one cannot be read, refers to other files, is a decompression
+        bomb, or has anything but real numbers; or its numbers of ids and of features differ.
     """
     files = [path for path in archives.files(folder) if path.suffix.lower() in SUFFIXES]
     if not files:
@@ -126,56 +136,40 @@ def read(folder: pathlib.Path, rows: dict[str, user_lists.Row]) -> Iterator[tupl
     for path in files:
         try:
             yield from _READERS[path.suffix.lower()](path, rows)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); write it again in a "
+                f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); write it again in a "
                 "form of tfds_builders/video_features/README.md"
             ) from error
 
 
-def _pairs(path, ids, features_ND, rows) -> Iterator[tuple[str, np.ndarray]]:
-    if len(ids) != len(features_ND):
-        raise UserError(
-            f"{path}: {len(ids)} ids for {len(features_ND)} features; give one id per feature"
+def _pairs(ids, features_ND, rows) -> Iterator[tuple[str, np.ndarray]]:
+    if features_ND.shape[:1] != (len(ids),):
+        raise ValueError(
+            f"{len(ids)} ids for features of shape {features_ND.shape}; give one id per row of features"
         )
     for n, video_id in enumerate(ids):
         video_id = video_id.decode() if isinstance(video_id, bytes) else str(video_id)
         if video_id in rows:
-            yield video_id, _vector(features_ND[n])
-
-
-def _vector(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    return x.reshape(-1, x.shape[-1]).mean(0) if x.ndim > 1 else x.reshape(-1)
+            yield video_id, vector(features_ND[n])
 
 
 def _npz(path: pathlib.Path, rows):
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        if {"features", "ids"} <= set(arrays):
-            yield from _pairs(path, arrays["ids"], arrays["features"], rows)
+    with arrays.open_npz(path) as file:
+        if {"features", "ids"} <= set(file):
+            yield from _pairs(file["ids"].reshape(-1).tolist(), file["features"], rows)
             return
-        for video_id in set(arrays) & set(rows):
-            yield video_id, _vector(arrays[video_id])
+        for video_id in sorted(set(file) & set(rows)):
+            yield video_id, vector(file[video_id])
 
 
 def _npy(path: pathlib.Path, rows):
     listed = path.with_suffix(".ids.txt")
     if listed.is_file():
-        ids = listed.read_text(encoding="utf-8").splitlines()
-        yield from _pairs(path, ids, np.lib.format.open_memmap(path, "r"), rows)
+        ids = read_text(listed, limit=LIST_LIMIT).splitlines()
+        yield from _pairs(ids, arrays.open_npy(path), rows)
     elif path.stem in rows:
-        yield path.stem, _vector(np.lib.format.open_memmap(path, "r"))
+        yield path.stem, vector(arrays.open_npy(path))
 
 
-def _hdf5(path: pathlib.Path, rows):
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        if {"features", "ids"} <= set(file):
-            yield from _pairs(path, file["ids"][:], file["features"], rows)
-            return
-        for video_id in sorted(set(file) & set(rows)):
-            yield video_id, _vector(file[video_id][()])
-
-
-_READERS = {".npz": _npz, ".npy": _npy, ".h5": _hdf5, ".hdf5": _hdf5}
+_READERS = {".npz": _npz, ".npy": _npy, ".h5": hdf5.read, ".hdf5": hdf5.read}

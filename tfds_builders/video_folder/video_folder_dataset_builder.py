@@ -14,6 +14,8 @@ from coco_jax.errors import UserError
 from tfds_builders.common import archives, user_lists
 from tfds_builders.common import builder as common
 
+SHOWN = 5  # names of videos outside of action folders that are printed; report.json has more
+
 
 class Builder(common.VideoBuilder):
     """Builds a dataset from the videos in `--manual_dir`; nothing is downloaded."""
@@ -33,14 +35,23 @@ class Builder(common.VideoBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = common.manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
-        rows = find(folder)
+        rows, outside = find(folder)
+        if outside:
+            shown = ", ".join(map(repr, outside[:SHOWN])) + ", ..." * (len(outside) > SHOWN)
+            print(
+                f"{self.info.full_name}: left out {len(outside)} videos that are not in an action's "
+                f"folder: {shown}",
+                file=sys.stderr,
+            )
+        notes = {"outside_of_actions": common.skipped_files(outside)} if outside else {}
         classes = sorted({row.label for row in rows.values()})
         self.declare(classes, user_lists.class_splits(folder, classes, "video_folder"))
         examples = {}
         for split in ("train", "test"):
             of_split = {name: row for name, row in rows.items() if row.split == split}
             if of_split:
-                examples[split] = self.examples(split, [folder], _Describe(of_split), len(of_split))
+                describe = _Describe(of_split)
+                examples[split] = self.examples(split, [folder], describe, len(of_split), notes)
         return examples
 
     def _generate_examples(self):
@@ -58,21 +69,23 @@ class _Describe:
         return row and common.Entry(member, member, row.label)
 
 
-def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
+def find(folder: pathlib.Path) -> tuple[dict[str, user_lists.Row], list[str]]:
     """Finds the videos of a folder: those that videos.csv lists, or else those in action folders.
 
     Args:
       folder: the folder; action folders are `ACTION/`, `train/ACTION/` and `test/ACTION/`.
 
     Returns:
-      The class and the TFDS split of each video, by its path relative to `folder`.
+      The class and the TFDS split of each video, by its path relative to `folder`; and the paths of
+      videos that are in no action folder (if there is no videos.csv).
 
     Raises:
-      UserError: there are no videos, or videos.csv has an error.
+      UserError: there are no videos, videos.csv has an error, or an action folder has control characters
+        in its name.
     """
-    listed = folder / "videos.csv"
-    if listed.is_file():
-        rows = {}
+    rows: dict[str, user_lists.Row] = {}
+    outside: list[str] = []
+    if listed := user_lists.given(folder, "videos.csv"):
         for row in user_lists.read_videos(listed, "path"):
             key = pathlib.PurePosixPath(row.key)
             if key.is_absolute() or ".." in key.parts:
@@ -86,18 +99,21 @@ def find(folder: pathlib.Path) -> dict[str, user_lists.Row]:
                 )
             rows[key.as_posix()] = row
     else:
-        rows = {}
         for path in archives.files(folder):
-            name = path.relative_to(folder)
-            if path.suffix.lower() not in common.VIDEO_SUFFIXES or len(name.parts) < 2:
-                continue  # not a video, or not in an action folder
-            split = name.parts[0] if name.parts[0] in ("train", "test") else ""
-            if split and len(name.parts) < 3:
+            if path.suffix.lower() not in common.VIDEO_SUFFIXES:
                 continue
-            label = name.parts[1 if split else 0].replace("_", " ").strip()
-            rows[name.as_posix()] = user_lists.Row(name.as_posix(), label, split)
+            place = path.relative_to(folder)
+            name, folders = place.as_posix(), list(place.parts[:-1])
+            split = folders.pop(0) if folders[:1] in (["train"], ["test"]) else ""
+            label = folders[0].replace("_", " ").strip() if folders else ""
+            if not label:
+                outside.append(name)
+                continue
+            user_lists.check_label(label, f"{folder}/{name}")
+            rows[name] = user_lists.Row(name, label, split)
     if not rows:
-        raise UserError(f"{folder}: no videos found; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-    return {
-        name: row._replace(split=row.split or user_lists.drawn(name)) for name, row in rows.items()
-    }
+        found = f" in action folders ({len(outside)} elsewhere)" if outside else ""
+        raise UserError(f"{folder}: no videos found{found}; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    for name, row in rows.items():
+        rows[name] = row._replace(split=row.split or user_lists.drawn(name))
+    return rows, outside

@@ -3,6 +3,7 @@
 import binascii
 import gzip
 import io
+import os
 import pathlib
 import struct
 import tarfile
@@ -232,6 +233,38 @@ def test_truncated_or_damaged_tar_raises(tmp_path, end):
     (tmp_path / "x.tar").write_bytes(data[:1536] + b"\xff" * 512 + data[2048:])
     with pytest.raises(UserError, match="damaged or truncated"):
         contents(tmp_path / "x.tar")
+
+
+def test_rar_with_a_damaged_header_raises(tmp_path):
+    """It is not taken for the end of the archive: the member after it would be missing."""
+    data = bytearray(rar({"a.avi": b"a" * 99, "b.avi": b"b" * 99}))
+    (tmp_path / "x.rar").write_bytes(data)
+    assert len(contents(tmp_path / "x.rar")) == 2
+    data[data.index(b"b.avi")] ^= 1
+    (tmp_path / "x.rar").write_bytes(data)
+    with pytest.raises(UserError, match="damaged or truncated"):
+        contents(tmp_path / "x.rar")
+
+
+def test_member_that_expands_far_beyond_the_archive_raises_before_it_is_read_whole(
+    tmp_path, monkeypatch
+):
+    path = zipped(tmp_path / "x.zip", {"a.mp4": bytes(16 << 20)})
+    assert len(contents(path)["a.mp4"]) == 16 << 20  # a small one may
+    monkeypatch.setattr(archives, "MAX_MEMBER", 1 << 20)
+    tracemalloc.start()
+    with pytest.raises(
+        UserError, match=r"'a\.mp4' decompresses to more than 1,048,576 bytes and 20 times"
+    ):
+        contents(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_fifo_in_a_folder_raises(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4: neither a regular file nor a folder"):
+        contents(tmp_path)
 
 
 def test_gzip_of_several_streams_is_read_and_its_checksum_verified(tmp_path):

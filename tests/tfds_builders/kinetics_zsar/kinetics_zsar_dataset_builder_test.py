@@ -1,6 +1,7 @@
 """Tests of kinetics_zsar: its class splits against the published files, builds of generated videos."""
 
 import csv
+import hashlib
 import io
 import json
 import pathlib
@@ -33,6 +34,17 @@ def fake_annotations(folder: pathlib.Path) -> None:
     (folder / "classes620_label_defn.json").write_text(json.dumps(names))
     (folder / "tst_class_idxs.json").write_text(json.dumps([[3, 4], [4, 5], [3, 5]]))
     (folder / "val_class_idxs.json").write_text(json.dumps([[5], [3], [4]]))
+
+
+def checksums(folder: pathlib.Path) -> dict[str, tfds.download.checksums.UrlInfo]:
+    """What checksums.tsv would have for the lists that `fake_annotations` wrote."""
+    found = {}
+    for url in kinetics.LISTS.values():
+        name = url.rpartition("/")[2]
+        data = (folder / name).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        found[url] = tfds.download.checksums.UrlInfo(len(data), digest, name)
+    return found
 
 
 def table(path: pathlib.Path, rows: list[tuple[str, str]]) -> None:
@@ -133,10 +145,11 @@ def test_every_real_file_name_has_a_distinct_youtube_id():
 @pytest.fixture
 def placed(tmp_path, monkeypatch):
     monkeypatch.setattr(kinetics, "SEEN", len(SEEN))
-    # The generated lists do not have the checksums of the real ones.
-    monkeypatch.setattr(kinetics.Builder, "url_infos", {})
     fake_videos(tmp_path / "placed")
     fake_annotations(tmp_path / "placed" / "annotations")
+    # The generated lists do not have the checksums of the real ones.
+    infos = checksums(tmp_path / "placed" / "annotations")
+    monkeypatch.setattr(kinetics.Builder, "url_infos", infos)
     return tmp_path
 
 
@@ -162,17 +175,21 @@ def test_without_csvs_classes_are_read_from_folder_names(placed):
     for part in ("val", "test"):
         for path in (placed / "placed" / "k600" / part).iterdir():
             path.unlink()
-    testing.write(placed / "placed" / "k600" / "val", [
-        f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
-        f"Acting in Play/{youtube_id(0)}.mp4",  # has the id of a train video
-    ])  # fmt: skip
+    testing.write(
+        placed / "placed" / "k600" / "val",
+        [
+            f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
+            f"Acting in Play/{youtube_id(0)}.mp4",  # has the id of a train video
+        ],
+    )
     build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     records = datasets.load("kinetics_zsar/video", str(placed / "data")).records
     assert records.splits.count("test") == 2 and records.splits.count("train") == 6
     assert [records.video_ids.index(youtube_id(0))] == [
-        n for n, split in enumerate(records.splits)
+        n
+        for n, split in enumerate(records.splits)
         if split == "test" and records.video_ids[n] == youtube_id(0)
-    ]  # fmt: skip
+    ]
 
 
 def test_renamed_class_among_the_unseen_classes_raises(tmp_path, monkeypatch):

@@ -107,8 +107,8 @@ def test_light_area_follows_the_manners_grow_shrink_and_blink():
     assert all(light("blink", i).min() < 0.3 * light("blink", i).max() for i in range(6))
 
 
-def test_built_dataset_contains_the_rendered_clips(data_dir):
-    dataset = datasets.load("motion_zsar", data_dir)
+def test_built_dataset_contains_the_rendered_clips(full_data_dir):
+    dataset = datasets.load("motion_zsar", full_data_dir)
     records = dataset.records
     assert dataset.classes == tuple(a.name for a in language.ACTIONS)
     assert dataset.class_splits == language.class_splits()

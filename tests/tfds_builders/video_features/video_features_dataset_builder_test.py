@@ -93,11 +93,59 @@ def test_invalid_features_are_reported_and_pickles_raise(tmp_path, capsys):
     (place / "f.npz").unlink()
     np.save(place / "f.npy", np.array([{"a": 1}], object), allow_pickle=True)
     (place / "f.ids.txt").write_text(ids[0])
-    with pytest.raises(UserError, match=r"f.npy: cannot be read \(.*object"):
+    with pytest.raises(UserError, match=r"f.npy: cannot be read \(.*pickle"):
         build("video_features", str(tmp_path / "other"), str(place))
     np.save(place / "f.npy", vectors(ids))
-    with pytest.raises(UserError, match="1 ids for 36 features"):
+    with pytest.raises(UserError, match=r"1 ids for features of shape \(36, 12\)"):
         build("video_features", str(tmp_path / "other"), str(place))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((36, 4), np.complex64), "complex64; only real numbers"),
+        (np.full((36, 4), "1.5"), "only real numbers"),
+        (np.float32(1), r"36 ids for features of shape \(\)"),
+        (np.ones(36), "is a single number, not a vector"),
+        (np.ones((36, 0)), "has no values"),
+        (np.ones((36, 0, 4)), "has no values"),
+        (np.full((36, 4), 1e300), "has NaN or infinite values"),
+    ],
+    ids=["complex", "strings", "scalar", "numbers", "width 0", "no frames", "beyond float32"],
+)
+@pytest.mark.parametrize("form", ["npz", "npy", "h5"])
+def test_features_that_are_not_vectors_of_finite_numbers_are_an_error(tmp_path, x, message, form):
+    ids = table(tmp_path)
+    rows = dict.fromkeys(ids)
+    match form:
+        case "npz":
+            np.savez(tmp_path / "f.npz", features=x, ids=np.array(ids))
+        case "npy":
+            np.save(tmp_path / "f.npy", x)
+            (tmp_path / "f.ids.txt").write_text("\n".join(ids))
+        case "h5":
+            if x.dtype.kind == "U":
+                x = x.astype("S")
+            with h5py.File(tmp_path / "f.h5", "w") as file:
+                file["features"], file["ids"] = x, np.array(ids, "S")
+            message = message.replace("; only real numbers", "; store real").replace(
+                "only", "store"
+            )
+    if message.startswith(("is ", "has ")) and not (form == "npy" and x.size == 0):
+        assert {
+            video_features._problem(v, None) for _, v in video_features.read(tmp_path, rows)
+        } == {message}
+    else:
+        with pytest.raises(UserError, match=message if x.size else "has no values"):
+            list(video_features.read(tmp_path, rows))
+
+
+def test_split_without_usable_features_is_an_error_in_one_line(tmp_path):
+    ids = table(tmp_path / "placed")
+    np.savez(tmp_path / "placed/f.npz", features=np.ones((36, 0)), ids=np.array(ids))
+    with pytest.raises(UserError, match="24 of 24 videos of split 'train' are broken") as error:
+        build("video_features", str(tmp_path / "data"), str(tmp_path / "placed"))
+    assert "has no values" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_coco_trains_on_features(tmp_path):

@@ -38,11 +38,15 @@ def test_actions_and_splits_are_read_from_folder_names(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    rows = video_folder.find(tmp_path)
+    rows, outside = video_folder.find(tmp_path)
     assert {name: row.label for name, row in rows.items()} == {
-        "a_b/1.mp4": "a b", "a_b/deep/er/2.MOV": "a b", "train/c/3.mkv": "c", "test/c/4.webm": "c",
-    }  # fmt: skip
+        "a_b/1.mp4": "a b",
+        "a_b/deep/er/2.MOV": "a b",
+        "train/c/3.mkv": "c",
+        "test/c/4.webm": "c",
+    }
     assert rows["train/c/3.mkv"].split == "train" and rows["test/c/4.webm"].split == "test"
+    assert outside == ["5.mp4"]
 
 
 def test_videos_behind_a_linked_folder_are_found(tmp_path):
@@ -51,9 +55,12 @@ def test_videos_behind_a_linked_folder_are_found(tmp_path):
     (tmp_path / "mine" / "hop").symlink_to(tmp_path / "disk")
     testing.write(tmp_path / "mine", ["run/0.mp4"])
     (tmp_path / "mine" / "unseen.txt").write_text("run\n")
-    assert sorted(video_folder.find(tmp_path / "mine")) == [
-        "hop/0.mp4", "hop/1.mp4", "hop/2.mp4", "run/0.mp4",
-    ]  # fmt: skip
+    assert sorted(video_folder.find(tmp_path / "mine")[0]) == [
+        "hop/0.mp4",
+        "hop/1.mp4",
+        "hop/2.mp4",
+        "run/0.mp4",
+    ]
     from tfds_builders.build import build
 
     folder = build("video_folder", str(tmp_path / "data"), str(tmp_path / "mine"))
@@ -63,7 +70,8 @@ def test_videos_behind_a_linked_folder_are_found(tmp_path):
 
 def test_actions_and_splits_are_read_from_videos_csv(tmp_path):
     (tmp_path / "videos.csv").write_text("label,path,split\nhop,x/1.mp4,test\nrun,2.mp4,\n")
-    rows = video_folder.find(tmp_path)
+    rows, outside = video_folder.find(tmp_path)
+    assert not outside
     assert rows["x/1.mp4"] == user_lists.Row("x/1.mp4", "hop", "test")
     assert rows["2.mp4"].label == "run" and rows["2.mp4"].split in ("train", "test")
 
@@ -106,7 +114,7 @@ def test_class_splits_are_random_or_from_unseen_txt_or_splits_json(tmp_path):
         ({}, "seen or unseen is missing"),
         ([1], "write "),
         ({"1": {"seen": ["a"], "unseen": ["zebra"]}}, "unseen class 'zebra' has no video"),
-        ({"1": {"seen": ["a"], "unseen": ["a"]}}, "no class twice"),
+        ({"1": {"seen": ["a"], "unseen": ["a"]}}, "'a' is both seen and unseen"),
         ({"1": {"seen": [], "unseen": ["a"]}}, "seen or unseen is empty"),
     ],
 )

@@ -1,0 +1,24 @@
+"""Prints text from outside: names of files, actions and classes, messages of libraries, model cards."""
+
+import unicodedata
+
+# Control characters can move the cursor and colour text, so that a name looks like a line of the
+# program. Format characters can reverse the order of what is shown; half a surrogate pair cannot be
+# encoded; line and paragraph separators end a line.
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # format characters of Persian and Indic scripts and of emoji
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters, and others that change a terminal, as escapes: `\x1b`, `\n`.
+
+    The result is one line that any UTF-8 terminal shows as it is. Letters of all scripts and emoji stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _ESCAPED and char not in _JOINERS
+        else char
+        for char in text
+    )
