@@ -60,7 +60,8 @@ $(VENV)/libtpu: requirements-compile.txt $(VENV)/installed
 	touch $@
 
 test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
-	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so $(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+	TPU_LIBRARY_PATH=$(abspath $(VENV))/libtpu/libtpu/libtpu.so \
+		$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 faults: env  ## kills, full disks, damaged files and races, in their full numbers (not part of `make test`)
 	$(BIN)/python -m pytest -m faults

@@ -147,8 +147,11 @@ def _check_config_file(path: str, parameter: str) -> None:
         get_config = getattr(module, "get_config", None)
         config = get_config(*filter(None, [parameter])) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.filename == path]  # fmt: skip
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         message = " ".join(str(error).split())[:200]

@@ -1,13 +1,14 @@
 """Reads files that other people or programs made: regular files only, of a bounded size."""
 
 import errno
+import io
 import json
 import os
 import pathlib
 import re
 import stat
 import struct
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 LIMIT = 1 << 28  # bytes that `read_bytes` and `read_text` accept by default
 LIST_LIMIT = 32 << 20  # bytes of a list or JSON file: in memory it takes up to 40 times as much
@@ -16,7 +17,7 @@ _ZIP_TAIL = (1 << 16) + 200  # bytes of the end records of a .zip, with the long
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Opens a regular file for reading.
 
     Opening a FIFO waits for its writer, and reading a device may never end.

@@ -21,8 +21,11 @@ def test_the_site_builds_without_warnings(tmp_path):
     """Strict mode also checks links between pages and to headings."""
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "Recognizer" in (tmp_path / "api" / "index.html").read_text()
     assert (tmp_path / "datasets" / "ucf101_zsar" / "index.html").exists()

@@ -30,7 +30,7 @@ def test_fifo_device_and_folder_are_an_error_at_once(fifo, tmp_path, read):
 
 def test_fifo_in_a_folder_is_found(fifo, tmp_path):
     with pytest.raises(OSError, match=r"not a regular file: '.*/fifo'"):
-        files.check_tree(tmp_path.parent)
+        files.check_tree(tmp_path)
 
 
 def test_file_above_the_limit_is_an_error_and_is_not_read_whole(tmp_path):

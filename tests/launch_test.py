@@ -156,7 +156,7 @@ def test_values_with_spaces_and_quotes_are_quoted(stubs):
         (("local.sh", "--processes=two", *FLAGS), "must be whole numbers"),
         (("local.sh", "--process=2", *FLAGS), "is not a flag"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_give_a_one_line_error(stubs, words, missing):
     for name in ("PROJECT", "ZONE", "NAME", "NODES", "KIND", "TOPOLOGY", "ACCELERATOR"):
         stubs.pop(name, None)
@@ -330,10 +330,12 @@ def test_signal_during_the_start_is_forwarded(tmp_path, words, code):
     flags = FLAGS if words[0] == "local.sh" else ()
     for _ in range(30):
         child = subprocess.Popen(
-            ["taskset", "-c", core, LAUNCH / words[0], *words[1:], *flags], cwd=tmp_path,
-            env=os.environ | {"PYTHON": str(python)}, stdout=subprocess.PIPE,
+            ["taskset", "-c", core, LAUNCH / words[0], *words[1:], *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHON": str(python)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         child.communicate(timeout=20)  # returns when every process has closed the pipe
         assert child.returncode == code
 
@@ -346,9 +348,11 @@ def test_slurm_job_is_requeued_only_if_the_run_was_stopped(tmp_path):
     for code, requeued in ((75, True), (0, False), (2, False)):
         (tmp_path / "calls").unlink(missing_ok=True)
         env = os.environ | {
-            "PATH": f"{tmp_path}:{os.environ['PATH']}", "STUB": str(tmp_path), "CODE": str(code),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "STUB": str(tmp_path),
+            "CODE": str(code),
             "SLURM_JOB_ID": "42",
-        }  # fmt: skip
+        }
         done = call("slurm_job.sh", "/w", "python", "--config=c", env=env, cwd=ROOT)
         text = (tmp_path / "calls").read_text()
         assert done.returncode == code and ("scontrol requeue 42" in text) == requeued

@@ -40,7 +40,8 @@ def test_sweep_writes_results_plots_and_a_table(finished):
     assert results["chance"] == 0.125 and results["seeds"] == [0]
     assert list(results["ablations"]) == ["label", "full"]
     for metrics in results["ablations"].values():
-        assert set(metrics) == {"top1", "top5", "generalised"}
+        assert set(metrics) == {"top1", "top5", "generalised", "ridge"}
+        assert metrics["ridge"] is None  # config.eval.ridge is off
         assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
         assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]
         assert 0 <= metrics["top1"]["mean"] <= metrics["top5"]["mean"] <= 1
@@ -156,10 +157,13 @@ def start_two(config, workdir, *flags):
     return [
         subprocess.Popen(
             runs.command(config, workdir, *flags, f"--process={i}"),
-            env=runs.environment(2), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=runs.environment(2),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def read_until(stream, part: str) -> None:

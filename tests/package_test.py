@@ -36,16 +36,22 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     shutil.copytree(ROOT, folder / "copy", ignore=_unwanted)
     subprocess.run(
         [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('..')"],
-        cwd=folder / "copy", check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        cwd=folder / "copy",
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
 
 
 def test_wheel_has_exactly_the_modules_configs_and_data_files(wheel):
     wanted = set()
-    for source, target in (("coco_jax", "coco_jax"), ("tfds_builders", "tfds_builders"),
-                           ("configs", "coco_jax/configs")):  # fmt: skip
+    for source, target in (
+        ("coco_jax", "coco_jax"),
+        ("tfds_builders", "tfds_builders"),
+        ("configs", "coco_jax/configs"),
+    ):
         for path in (ROOT / source).rglob("*"):
             if path.is_file() and path.parent.name != "__pycache__":
                 wanted.add(f"{target}/{path.relative_to(ROOT / source).as_posix()}")

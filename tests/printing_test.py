@@ -19,7 +19,7 @@ from coco_jax.printing import printable
         ("跳绳, ß, नमस्ते, 👩\u200d👧, می\u200cخواهم", "跳绳, ß, नमस्ते, 👩\u200d👧, می\u200cخواهم"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_control_characters_are_escaped_and_letters_stay(text, want):
     got = printable(text)
     assert got == want and len(got.splitlines()) <= 1
@@ -37,5 +37,7 @@ def test_each_argument_of_an_error_is_one_line(capsys):
     with pytest.raises(SystemExit), errors.reported("program"):
         raise errors.UserError("dataset 'x' is missing", "  Fetch: a\nb", "  Size: 1 GB")
     assert capsys.readouterr().err.splitlines() == [
-        "program: dataset 'x' is missing", r"  Fetch: a\nb", "  Size: 1 GB",
-    ]  # fmt: skip
+        "program: dataset 'x' is missing",
+        r"  Fetch: a\nb",
+        "  Size: 1 GB",
+    ]

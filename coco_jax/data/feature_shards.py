@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import UInt64
 
+from coco_jax import files
 from coco_jax.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -93,7 +94,7 @@ def read(path: pathlib.Path) -> Shard | None:
       UserError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             if hashlib.file_digest(file, "sha256").hexdigest()[:32] != hash_of(path.name):
                 return None
         rows_N = np.load(path, mmap_mode="r")

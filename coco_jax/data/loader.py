@@ -176,8 +176,9 @@ class TrainLoader:
             self.broken.add(index)
             logging.warning(
                 "%s; it is replaced by another video of its class (%d replaced so far)",
-                printable(self._reason(index)), len(self.broken),
-            )  # fmt: skip
+                printable(self._reason(index)),
+                len(self.broken),
+            )
         return batch
 
     def _reason(self, index: int) -> str:

@@ -333,10 +333,8 @@ class AttentionPool(nnx.Module):
         self.mlp = nnx.data(
             None
             if wide
-            else Mlp(
-                width, int(width * mlp_ratio), activation=activation, dtype=dtype, rngs=rngs
-            )
-        )  # fmt: skip
+            else Mlp(width, int(width * mlp_ratio), activation=activation, dtype=dtype, rngs=rngs)
+        )
 
     def __call__(
         self,

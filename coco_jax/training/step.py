@@ -284,7 +284,7 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
         pool_label_ids=texts(pool, labels),
         pool_description_ids=texts(pool, text.descriptions),
         episode=array("int32", seen),
-    )  # fmt: skip
+    )
 
 
 def model_flops(config: ConfigDict, batch: Any) -> float:
@@ -300,9 +300,9 @@ def model_flops(config: ConfigDict, batch: Any) -> float:
         plain = config.copy_and_resolve_references()
         plain.model.remat, plain.optimizer.microbatches = False, 1
         plain.mesh.update(data=1, fsdp=1, tensor=1)
-        program = make_program(plain, jax.make_mesh(
-            (1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device]
-        ))  # fmt: skip
+        program = make_program(
+            plain, jax.make_mesh((1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device])
+        )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
         lowered = program.step.lower(  # type: ignore[attr-defined]
             program.abstract, shapes, jax.eval_shape(lambda: jax.random.key(0))

@@ -83,9 +83,11 @@ def devices_of(topology: str) -> list[Any]:
             count = int(shape)
             hosts = max(count // 8, 1)
             return topologies.get_topology_desc(
-                platform="cuda", topology_name=topology, target_config=target,
+                platform="cuda",
+                topology_name=topology,
+                target_config=target,
                 topology=f"1x{hosts}x{count // hosts}",
-            ).devices  # fmt: skip
+            ).devices
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -189,13 +191,16 @@ def measure(compiled: Any, chip: Chip, repeats: int = 1) -> Cost:
     cycles, collectives = walk(compiled.as_text(), repeats)
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     # On a ring, an all-reduce sends its bytes twice, the other collectives once.
-    sent = sum(number * (2 if kind == "all-reduce" else 1)
-               for kind, (_, number) in collectives.items())  # fmt: skip
+    sent = sum(
+        number * (2 if kind == "all-reduce" else 1) for kind, (_, number) in collectives.items()
+    )
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes + kept,
         code=memory.generated_code_size_in_bytes,
-        peak=memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
+        peak=memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + kept
         + memory.generated_code_size_in_bytes,
         # XLA counts the body of a loop once. With microbatches only the video tower is in loops, so
         # multiplying everything by `repeats` is an upper bound.
@@ -204,7 +209,7 @@ def measure(compiled: Any, chip: Chip, repeats: int = 1) -> Cost:
         collectives=collectives,
         compute=cycles / chip.clock if chip.clock else None,
         links=sent / chip.link,
-    )  # fmt: skip
+    )
 
 
 def compile_steps(config: ConfigDict, devices: list[Any], seen: int, pool: int) -> dict[str, Cost]:

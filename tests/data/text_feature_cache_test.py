@@ -132,11 +132,12 @@ def test_features_are_the_same_after_any_flipped_bit(tmp_path):
     caches.check_bit_flips(tmp_path, 30)
 
 
-def test_shard_that_cannot_be_read_is_an_error(tmp_path):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_shard_that_is_not_a_file_is_an_error(tmp_path, make):
     fill(tmp_path, TEXTS)
     (path,) = shards(tmp_path)
     path.unlink()
-    path.mkdir()
+    make(path)
     with pytest.raises(UserError, match=f"{path}: cannot be read"):
         fill(tmp_path, TEXTS)
 

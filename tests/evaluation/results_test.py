@@ -17,8 +17,10 @@ def test_summary_has_the_values_of_all_runs_and_their_mean_and_std():
     summary = results.summarise(runs, default().to_dict())
     assert summary["chance"] == 0.25 and summary["seeds"] == [0, 1]
     assert summary["ablations"]["label"]["top1"] == {
-        "mean": pytest.approx(0.3), "std": pytest.approx(0.02**0.5), "runs": [0.2, 0.4],
-    }  # fmt: skip
+        "mean": pytest.approx(0.3),
+        "std": pytest.approx(0.02**0.5),
+        "runs": [0.2, 0.4],
+    }
     table = results.table(summary)
     assert "| label    | 30.0 ± 14.1 |" in table and "| full     | 90.0 " in table
     assert len({len(line) for line in table.splitlines()}) == 1

@@ -141,9 +141,12 @@ def sparse(path: pathlib.Path, size: int, data: bytes = b"") -> pathlib.Path:
 
 
 NAMES = {
-    "video": "a.mp4", "actions": "a.txt", "descriptions": "a.json", "weights": "model.safetensors",
+    "video": "a.mp4",
+    "actions": "a.txt",
+    "descriptions": "a.json",
+    "weights": "model.safetensors",
     "archive": "a.zip",
-}  # fmt: skip
+}
 
 
 def name_for(place: pathlib.Path) -> pathlib.Path:

@@ -106,10 +106,13 @@ class Run:
                     runs.command(
                         self.config, workdir, *flags, *([f"--process={i}"] if flags else [])
                     ),
-                    env=self.environment, stdout=log, stderr=log, cwd=runs.ROOT,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    cwd=runs.ROOT,
                 )
                 for i in range(self.processes)
-            ]  # fmt: skip
+            ]
 
     def whole(self, workdir: pathlib.Path) -> float:
         """Runs without interruption; returns the seconds that it took."""

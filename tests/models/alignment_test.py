@@ -32,9 +32,11 @@ def test_label_loss_sums_both_directions_with_all_positives(features):
     logits = v_BD @ l_KD.T / tau
     to_class = np.mean([-np.log(softmax(logits[b])[label_B[b]]) for b in range(6)])
     to_video = np.mean(
-        [np.mean([-np.log(softmax(logits[:, c])[b]) for b in np.flatnonzero(label_B == c)])
-         for c in (0, 1, 3)]  # class 2 has no video in the batch
-    )  # fmt: skip
+        [
+            np.mean([-np.log(softmax(logits[:, c])[b]) for b in np.flatnonzero(label_B == c)])
+            for c in (0, 1, 3)
+        ]  # class 2 has no video in the batch
+    )
     got = alignment.label_loss(v_BD, l_KD, label_B, jnp.array(tau))
     np.testing.assert_allclose(got, to_class + to_video, rtol=1e-5)
 

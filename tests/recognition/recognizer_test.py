@@ -84,7 +84,7 @@ def test_many_different_numbers_of_candidates_need_few_programs_and_have_the_sam
     for count in (7, 33):
         named = actions[:count]
         l_KD = program.embed_labels(
-            params, label_ids(recognizer.tokenizer, named, recognizer.config.text.templates)
+            params, label_ids(recognizer.config, recognizer.tokenizer, named, {})
         )
         texts = min(count, recognizer.config.text.eval_descriptions)
         ids = [recognizer.tokenizer([f"someone {a} {n}" for n in range(texts)]) for a in named]

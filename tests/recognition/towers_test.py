@@ -195,9 +195,11 @@ def test_config_of_hugging_face_gives_the_fields_of_the_preset(tmp_path, name):
 
     def section(tower):
         return {
-            "hidden_size": tower.width, "num_attention_heads": tower.heads,
-            "num_hidden_layers": tower.depth, "intermediate_size": 4 * tower.width,
-        }  # fmt: skip
+            "hidden_size": tower.width,
+            "num_attention_heads": tower.heads,
+            "num_hidden_layers": tower.depth,
+            "intermediate_size": 4 * tower.width,
+        }
 
     stored = {
         "model_type": name.partition("_")[0].rstrip("2"),

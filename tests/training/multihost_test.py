@@ -34,10 +34,13 @@ def start(processes: int, waits: dict[int, str]) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(processes), str(i), where],
-            env=runs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=runs.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i, where in waits.items()
-    ]  # fmt: skip
+    ]
 
 
 def started(child: subprocess.Popen) -> None:

@@ -22,9 +22,12 @@ HASH = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
 
 def start(what: str) -> subprocess.Popen:
     child = subprocess.Popen(
-        [sys.executable, "-c", BUSY.format(what=what)], env=runs.environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", BUSY.format(what=what)],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.3)
     child.send_signal(signal.SIGTERM)

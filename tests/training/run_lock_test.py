@@ -33,9 +33,12 @@ time.sleep(100)
 def holder(tmp_path):
     """A process that has the lock of tmp_path."""
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path], env=runs.environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", HOLDER, tmp_path],
+        env=runs.environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert child.stdout.readline() == "taken\n"
     yield child
     child.kill()
@@ -203,10 +206,13 @@ def test_all_processes_of_a_second_run_end_with_the_same_line(tmp_path, sleeping
     children = [
         subprocess.Popen(
             [sys.executable, "-c", TWO, tmp_path, address, str(i)],
-            env=runs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=runs.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     for i, child in enumerate(children):
         output, errors = child.communicate(timeout=100)
         assert child.returncode == 2 and "the lock is held" not in output, errors

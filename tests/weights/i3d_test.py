@@ -1,6 +1,7 @@
 """I3D: the published weights, the same network written in torch, and real clips."""
 
 import csv
+import functools
 import pickle
 
 import jax
@@ -57,11 +58,17 @@ def tower(cache):
     return nnx.merge(graph, params)
 
 
+# With optimisation, unlike the other models of the suite.
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 3}
+)
+def apply(graph: nnx.GraphDef, params: nnx.State, video: np.ndarray) -> jax.Array:
+    return nnx.merge(graph, params)(video)
+
+
 def features_of(tower: I3D, video: np.ndarray) -> jax.Array:
-    """The tower, compiled with optimisation, unlike the other models of the suite."""
-    graph, params = nnx.split(tower)
-    options = {"xla_backend_optimization_level": 3}
-    return jax.jit(lambda p, x: nnx.merge(graph, p)(x), compiler_options=options)(params, video)
+    """The tower's features of a video."""
+    return apply(*nnx.split(tower), video)
 
 
 def torch_features(tensors: dict[str, np.ndarray], video_BTHWC: np.ndarray) -> np.ndarray:
@@ -123,9 +130,12 @@ def test_features_equal_the_same_network_in_torch(tower, tensors, shape):
 
 @settings(max_examples=30)
 @given(
-    st.integers(1, 9), st.integers(5, 9), st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]),
+    st.integers(1, 9),
+    st.integers(5, 9),
+    st.sampled_from([1, 3, 7]),
+    st.sampled_from([1, 2]),
     st.sampled_from([2, 30]),
-)  # fmt: skip
+)
 def test_convolution_over_frames_equals_a_3d_convolution(frames, side, size, stride, channels):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, frames, side, side + 1, channels)).astype(np.float32)

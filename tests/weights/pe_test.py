@@ -43,7 +43,7 @@ def small(preset):
 class Reference(torch.nn.Module):
     """A random model of the config's size; its modules have open_clip's names."""
 
-    def __init__(self, preset, config, noise=0.02):
+    def __init__(self, preset, config, noise=0.1):
         import timm
         from open_clip.transformer import TextTransformer
 
@@ -141,15 +141,19 @@ def shapes_in(module):
 
 
 def authors_tensors(config):
-    """Random tensors with the names and shapes of PE's code (facebookresearch/perception_models)."""
+    """Random tensors with the names and shapes of PE's code (facebookresearch/perception_models).
+
+    They are large enough for attention that is far from uniform.
+    """
     torch.manual_seed(1)
     video, text, found = config.video_tower, config.text_tower, {}
 
     def put(name, *shape):
-        found[name] = 0.1 * torch.randn(shape)
+        found[name] = 0.2 * torch.randn(shape)
 
     def norm(name, width):
         put(f"{name}.weight", width)
+        found[f"{name}.weight"] += 1
         put(f"{name}.bias", width)
 
     def attention(name, width):

@@ -38,11 +38,13 @@ def hugging_face(config, folder, noise=0.02):
                 image_size=video.size, patch_size=video.patch, num_hidden_layers=video.depth, **same
             ),
             text_config=dict(
-                num_hidden_layers=text.depth, vocab_size=config.text.vocabulary,
-                max_position_embeddings=config.text.length, **same,
+                num_hidden_layers=text.depth,
+                vocab_size=config.text.vocabulary,
+                max_position_embeddings=config.text.length,
+                **same,
             ),
         )
-    ).eval()  # fmt: skip
+    ).eval()
     if noise:
         with torch.no_grad():
             for parameter in model.parameters():

@@ -189,10 +189,13 @@ def little(tmp_path_factory):
     config.video_tower.frames = 4
     torch.manual_seed(0)
     same = dict(
-        hidden_size=48, num_attention_heads=4, intermediate_size=192, apply_l2norm=False,
+        hidden_size=48,
+        num_attention_heads=4,
+        intermediate_size=192,
+        apply_l2norm=False,
         # Small enough to change the logits of a random model.
         attn_logit_softcapping=0.5,
-    )  # fmt: skip
+    )
     reference = VideoPrismClipModel(
         VideoPrismConfig(
             vision_config=dict(

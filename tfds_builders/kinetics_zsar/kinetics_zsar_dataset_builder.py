@@ -184,9 +184,11 @@ def read_csv(folder: pathlib.Path, part: str) -> dict[str, str]:
     """
     which, _, name = part.partition("/")
     places = (
-        folder / f"{part}.csv", folder / which / "annotations" / f"{name}.csv",
-        folder / f"{which}_{name}.csv", folder / "annotations" / f"{which}_{name}.csv",
-    )  # fmt: skip
+        folder / f"{part}.csv",
+        folder / which / "annotations" / f"{name}.csv",
+        folder / f"{which}_{name}.csv",
+        folder / "annotations" / f"{which}_{name}.csv",
+    )
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}

@@ -187,9 +187,12 @@ class File:
         if found.shape is None:
             raise ValueError(f"{name!r} is not an array")
         known = {
-            h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32,
-            h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_SCALEOFFSET,
-        }  # fmt: skip
+            h5py.h5z.FILTER_DEFLATE,
+            h5py.h5z.FILTER_SHUFFLE,
+            h5py.h5z.FILTER_FLETCHER32,
+            h5py.h5z.FILTER_LZF,
+            h5py.h5z.FILTER_SCALEOFFSET,
+        }
         filters = {stored.get_filter(n)[0] for n in range(stored.get_nfilters())}
         if filters - known:
             raise ValueError(f"{name!r} is compressed by other methods than gzip and lzf")

@@ -308,9 +308,12 @@ def test_loading_with_an_index_reads_no_records(both_storages, monkeypatch):
 def test_error_on_missing_data_says_what_to_download_in_five_lines(config, tmp_path):
     got = subprocess.run(
         [sys.executable, "-m", "coco_jax.main", f"--config={ROOT}/configs/{config}.py"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = got.stderr.strip().splitlines()
     assert got.returncode == 2 and len(lines) == 5, got.stderr
     for line, begin in zip(lines[1:], ("Fetch:", "Size:", "Put:", "Build:"), strict=True):
@@ -406,9 +409,12 @@ def test_beam_builds_the_same_dataset(hundred_videos, tmp_path):
     pytest.importorskip("apache_beam")
     build("video_folder", str(tmp_path / "alone"), str(hundred_videos), max_broken=0.1)
     folder = build(
-        "video_folder", str(tmp_path / "beam"), str(hundred_videos), beam="runner=DirectRunner",
+        "video_folder",
+        str(tmp_path / "beam"),
+        str(hundred_videos),
+        beam="runner=DirectRunner",
         max_broken=0.1,
-    )  # fmt: skip
+    )
     alone, beam = (
         datasets.load("video_folder/video", str(tmp_path / which)) for which in ("alone", "beam")
     )

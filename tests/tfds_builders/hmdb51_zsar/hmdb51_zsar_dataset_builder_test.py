@@ -60,8 +60,10 @@ def test_official_test_flags_and_class_splits_are_stored_for_each_split(tmp_path
         number = int(video_id.rpartition("_")[2])
         assert tested == [number == 2, number == 1, number == 0]
     assert dataset.class_splits["2"] == {
-        "seen": [], "unseen": list(dataset.classes), "official": 2,
-    }  # fmt: skip
+        "seen": [],
+        "unseen": list(dataset.classes),
+        "official": 2,
+    }
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real class list: {REAL} is absent")

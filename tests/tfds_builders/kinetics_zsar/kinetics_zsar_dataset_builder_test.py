@@ -175,17 +175,21 @@ def test_without_csvs_classes_are_read_from_folder_names(placed):
     for part in ("val", "test"):
         for path in (placed / "placed" / "k600" / part).iterdir():
             path.unlink()
-    testing.write(placed / "placed" / "k600" / "val", [
-        f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
-        f"Acting in Play/{youtube_id(0)}.mp4",  # has the id of a train video
-    ])  # fmt: skip
+    testing.write(
+        placed / "placed" / "k600" / "val",
+        [
+            f"person_collecting_garbage/{youtube_id(40)}_000001_000011.mp4",
+            f"Acting in Play/{youtube_id(0)}.mp4",  # has the id of a train video
+        ],
+    )
     build("kinetics_zsar", str(placed / "data"), str(placed / "placed"))
     records = datasets.load("kinetics_zsar/video", str(placed / "data")).records
     assert records.splits.count("test") == 2 and records.splits.count("train") == 6
     assert [records.video_ids.index(youtube_id(0))] == [
-        n for n, split in enumerate(records.splits)
+        n
+        for n, split in enumerate(records.splits)
         if split == "test" and records.video_ids[n] == youtube_id(0)
-    ]  # fmt: skip
+    ]
 
 
 def test_renamed_class_among_the_unseen_classes_raises(tmp_path, monkeypatch):

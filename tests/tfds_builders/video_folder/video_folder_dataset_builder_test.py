@@ -40,8 +40,11 @@ def test_actions_and_splits_are_read_from_folder_names(tmp_path):
         (tmp_path / name).touch()
     rows, outside = video_folder.find(tmp_path)
     assert {name: row.label for name, row in rows.items()} == {
-        "a_b/1.mp4": "a b", "a_b/deep/er/2.MOV": "a b", "train/c/3.mkv": "c", "test/c/4.webm": "c",
-    }  # fmt: skip
+        "a_b/1.mp4": "a b",
+        "a_b/deep/er/2.MOV": "a b",
+        "train/c/3.mkv": "c",
+        "test/c/4.webm": "c",
+    }
     assert rows["train/c/3.mkv"].split == "train" and rows["test/c/4.webm"].split == "test"
     assert outside == ["5.mp4"]
 
@@ -53,8 +56,11 @@ def test_videos_behind_a_linked_folder_are_found(tmp_path):
     testing.write(tmp_path / "mine", ["run/0.mp4"])
     (tmp_path / "mine" / "unseen.txt").write_text("run\n")
     assert sorted(video_folder.find(tmp_path / "mine")[0]) == [
-        "hop/0.mp4", "hop/1.mp4", "hop/2.mp4", "run/0.mp4",
-    ]  # fmt: skip
+        "hop/0.mp4",
+        "hop/1.mp4",
+        "hop/2.mp4",
+        "run/0.mp4",
+    ]
     from tfds_builders.build import build
 
     folder = build("video_folder", str(tmp_path / "data"), str(tmp_path / "mine"))
