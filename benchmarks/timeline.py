@@ -12,6 +12,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import pathlib
 import resource
 import subprocess
@@ -66,27 +67,39 @@ def scaled_frames(path: pathlib.Path) -> Iterator[Any]:
 
 
 def join(rows: list[dict[str, str]], folder: pathlib.Path, path: pathlib.Path) -> list[Part]:
-    """Writes the joined video, which repeats the clips in a shuffled order; returns its parts."""
+    """Writes the joined video: the clips in a shuffled order, repeated. Returns its parts."""
     parts: list[Part] = []
-    count, rng = 0, np.random.default_rng(0)
-    with av.open(str(path), "w", format="mp4") as out:
-        stream: Any = out.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "23"}
-        )
+    count, once = 0, path.with_suffix(".once.mp4")
+    with av.open(str(once), "w", format="mp4") as out:
+        options = {"preset": "ultrafast", "crf": "23"}  # no B-frames: packets are in order
+        stream: Any = out.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        while count < round(MINUTES.value * 60 * FPS):
-            for row in rng.permutation(np.array(rows, dtype=object)):
-                start = count
-                for frame in scaled_frames(folder / row["file"]):
-                    if count == round(MINUTES.value * 60 * FPS):
-                        break
-                    frame.pts, frame.time_base, frame.pict_type = count, Fraction(1, FPS), 0
-                    out.mux(stream.encode(frame))
-                    count += 1
-                if count > start:
-                    parts.append(Part(start / FPS, count / FPS, row["action"]))
+        for row in np.random.default_rng(0).permutation(np.array(rows, dtype=object)):
+            start = count
+            for frame in scaled_frames(folder / row["file"]):
+                frame.pts, frame.time_base, frame.pict_type = count, Fraction(1, FPS), 0
+                out.mux(stream.encode(frame))
+                count += 1
+            parts.append(Part(start / FPS, count / FPS, row["action"]))
         out.mux(stream.encode())
-    return parts
+    seconds, wanted = count / FPS, MINUTES.value * 60
+    with av.open(str(path), "w", format="mp4") as out:
+        copied: Any = None
+        for turn in range(math.ceil(wanted / seconds)):
+            with av.open(str(once)) as source:
+                copied = copied or out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size and packet.pts * packet.time_base + turn * seconds < wanted:
+                        packet.pts += round(turn * seconds / packet.time_base)
+                        packet.dts, packet.stream = packet.pts, copied
+                        out.mux(packet)
+    once.unlink()
+    shifted = [
+        Part(part.start + turn * seconds, min(part.end + turn * seconds, wanted), part.action)
+        for turn in range(math.ceil(wanted / seconds))
+        for part in parts
+    ]
+    return [part for part in shifted if part.start < wanted]
 
 
 def right_share(parts: list[Part], segments: list[dict[str, Any]]) -> float:
