@@ -426,7 +426,7 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
     chart = html.Chart("Reliability diagram", "confidence, percent", "accuracy, percent")
     filled = [entry for entry in calibration["bins"] if entry["videos"]]
     for entry in filled:
-        about = f"{entry['count']} videos: accuracy {100 * entry['accuracy']:.1f}"
+        about = f"{entry['videos']} videos: accuracy {100 * entry['accuracy']:.1f}"
         chart.bar(entry["low"], entry["high"], entry["accuracy"], about)
     chart.line([(0, 0), (1, 1)], "dashed")
     error = 100 * calibration["error"]
