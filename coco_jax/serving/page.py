@@ -37,7 +37,9 @@ STYLE = """
 .answer .mark { fill: var(--mark); } .answer .other { fill: var(--other); }
 .answer .frames { display: flex; flex-wrap: wrap; gap: 2px; }
 .answer .frames img { height: 5.5rem; margin: 0; }
+.answer table, .answer tr, .answer th, .answer td { border: 0 !important; background: none !important; }
 .answer th, .answer td { text-align: left; padding: .15rem .75rem .15rem 0; font-weight: 400; }
+.answer th, .answer td { vertical-align: top; } .answer li svg { display: inline; }
 .answer .number { text-align: right; font-variant-numeric: tabular-nums; }
 .answer caption { text-align: left; opacity: .75; } .answer ul { list-style: none; padding: 0; }
 .answer li { display: inline-block; margin-right: 1rem; } .answer .wide { overflow-x: auto; }
@@ -143,7 +145,7 @@ def _blocks(server: Server, uploads: pathlib.Path) -> Any:
         session = gradio.State(None, time_to_live=KEPT)
         with gradio.Row():
             with gradio.Column(scale=2):
-                video = gradio.File(
+                video: Any = gradio.File(
                     label=f"Video ({minutes})", file_types=sorted(SUFFIXES), type="filepath"
                 )
                 # The component's own method leaves an empty file at each call.
@@ -156,14 +158,14 @@ def _blocks(server: Server, uploads: pathlib.Path) -> Any:
                 ask = gradio.Button("Name the action", variant="primary")
             with gradio.Column(scale=3):
                 answer = gradio.HTML(element_text("p", "The answer appears here."))
-        with gradio.Group(visible=False) as editor:
+        with gradio.Column(visible=False) as editor:
             gradio.Markdown(
                 "## Captions behind the answer\nChange them, one a line, and score again."
             )
             texts = [gradio.Textbox(label="Captions", lines=4) for _ in range(EXPLAINED)]
             again = gradio.Button("Score again")
         outputs = [video, session, answer, editor, *texts]
-        private = {"api_visibility": "private", "show_progress": "minimal"}
+        private: Any = {"api_visibility": "private", "show_progress": "minimal"}
         ask.click(recognise, [video, actions, session], outputs, **private)
         again.click(score_again, [session, *texts], outputs, **private)
     return blocks.queue(max_size=server.limits.places, api_open=False)
