@@ -39,6 +39,13 @@ COMMANDS = {
         needs="clu",
         extra="train",
     ),
+    "sweep": Command(
+        "coco_jax.sweep",
+        "search hyper-parameters on validation classes",
+        "coco-jax sweep --config=demo --config.ablation=full --search=model.tau=log:0.01:1",
+        needs="optuna",
+        extra="sweep",
+    ),
     "data": Command(
         "tfds_builders.build",
         "build datasets",
