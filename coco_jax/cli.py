@@ -58,6 +58,13 @@ COMMANDS = {
         "write a report of finished runs: one HTML file",
         "coco-jax report runs/motion --output=report.html",
     ),
+    "serve": Command(
+        "coco_jax.serve",
+        "a page and a JSON endpoint for uploaded videos",
+        "coco-jax serve",
+        needs="gradio",
+        extra="serve",
+    ),
     "compile": Command(
         "coco_jax.compile",
         "estimate memory and time on TPUs or GPUs that you do not have",

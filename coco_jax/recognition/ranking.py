@@ -243,8 +243,22 @@ class VideoRanker(abc.ABC):
           VideoError: the file cannot be decoded.
           UserError: the scores are not finite; or, with a threshold, an action is named `NONE`.
         """
+        return self._ranked(self.raw_scores(path, candidates), candidates, threshold, path)
+
+    def rank_vector(
+        self,
+        v_D: Float[np.ndarray, " D"],
+        candidates: Any,
+        threshold: float | None = None,
+        path: Path = "the video",
+    ) -> Ranking:
+        """As `rank_one`, for the result of `embed_video`; `path` is for messages."""
+        return self._ranked(self.compare(v_D, candidates), candidates, threshold, path)
+
+    def _ranked(
+        self, score_K: np.ndarray, candidates: Any, threshold: float | None, path: Path
+    ) -> Ranking:
         names = _names(candidates, threshold)
-        score_K = self.raw_scores(path, candidates)
         share_K, score_K = self._shares(score_K, threshold, path)
         order = np.argsort(-score_K, kind="stable")
         return [Ranked(names[i], float(share_K[i])) for i in order]
