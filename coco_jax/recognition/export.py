@@ -21,6 +21,7 @@ import numpy as np
 from jax import export as jax_export
 
 from coco_jax.errors import UserError
+from coco_jax.recognition.onnx_model import to_onnx
 from coco_jax.recognition.ranking import VideoRanker
 from coco_jax.recognition.tables import Table
 from coco_jax.recognition.timeline import WINDOW
@@ -68,7 +69,7 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"{folder}: the folder is not empty; choose a new one")
-        content = stablehlo(function, shape) if format == "stablehlo" else onnx(function, shape)
+        content = stablehlo(function, shape) if format == "stablehlo" else to_onnx(function, shape)
         (folder / FORMATS[format]).write_bytes(content)
         write_table(folder, table)
         head = {
@@ -147,18 +148,3 @@ def stablehlo(function: Any, shape: Sequence[int]) -> bytes:
     clips = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
     exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(clips)
     return bytes(exported.serialize())
-
-
-def onnx(function: Any, shape: Sequence[int]) -> bytes:
-    """The same function as an ONNX model with the input `clips` and the output `rows`.
-
-    Raises:
-      UserError: jax2onnx is not installed, or cannot convert an operation.
-    """
-    try:
-        import jax2onnx
-    except ImportError as error:
-        raise UserError('--format=onnx needs more packages: pip install "coco_jax[export]"') from error
-    clips = jax.ShapeDtypeStruct(("B", *shape), jnp.uint8)
-    model = jax2onnx.to_onnx(function, [clips])
-    return model.SerializeToString()

@@ -303,10 +303,7 @@ class _Hashed:
 
 
 def write(
-    folder: pathlib.Path,
-    settings: Settings,
-    videos: Sequence[tuple[Video, Part | None]],
-    shard_rows: int = SHARD_ROWS,
+    folder: pathlib.Path, settings: Settings, videos: Sequence[tuple[Video, Part | None]]
 ) -> None:
     """Replaces the index of a folder, whose lock the caller holds.
 
@@ -315,7 +312,6 @@ def write(
       settings: of the index.
       videos: all videos, sorted, and their windows; `first` and `windows` are filled in here. None if a
         video could not be read.
-      shard_rows: largest number of rows of a file of vectors.
 
     Raises:
       OSError: it cannot be written; the old index stays.
@@ -335,7 +331,7 @@ def write(
         for block in part.blocks:
             while len(block):
                 if shard is None:
-                    left = min(shard_rows, total - row)
+                    left = min(SHARD_ROWS, total - row)
                     shard = _Hashed(folder, f"vectors-{len(shards) + 1:06d}")
                     shard.array((left, settings.width), "<f4")
                     shards.append({"rows": left})

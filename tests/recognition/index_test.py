@@ -55,11 +55,11 @@ def test_search_finds_the_windows_that_show_an_action(built):
     found = index.Index(built, ranker := ColourRanker())
     candidates = ranker.embed_actions(["green", "blue"])
     green, blue = found.search(candidates, top=4)
-    assert {(hit.video, hit.start) for hit in green[:3]} == {
+    assert sorted((hit.video, round(hit.start, 2)) for hit in green[:3]) == [
+        ("a/red, then green.mp4", 4.44),
         ("b/green.mp4", 0.0),
         ("b/green.mp4", 2.56),
-        ("b/green.mp4", pytest.approx(3.44)),
-    }
+    ]
     assert [hit.video for hit in blue[:2]] == ["a/short.mp4", "b/blue, then red.mp4"]
     assert (blue[0].start, blue[0].end) == (0.0, pytest.approx(1.0))
     assert ranker.clips == 0  # no video was read
@@ -230,8 +230,9 @@ def run(parse, monkeypatch, capsys):
     monkeypatch.setattr(model_flags, "loader", lambda values: ColourRanker)
 
     def run_command(*arguments: str) -> str:
-        words = parse(coco_jax.index, *arguments)
-        coco_jax.index.command(words)
+        parse(coco_jax.index, *(word for word in arguments if word.startswith("--")))
+        words = [word for word in arguments if not word.startswith("--")]
+        coco_jax.index.command(["index", *words])
         return capsys.readouterr().out
 
     return run_command
@@ -241,7 +242,7 @@ def test_the_command_builds_searches_and_labels(run, archive, tmp_path):
     (archive / "b/green.mp4").rename(archive / "=cmd().mp4")
     (archive / "b/blue, then red.mp4").rename(archive / "b/\x1b[31mred.mp4")
     output = str(tmp_path / "index")
-    assert "9 windows of 4 videos, of which 4 were embedded now" in run(
+    assert "8 windows of 4 videos, of which 4 were embedded now" in run(
         "build", str(archive), f"--output={output}"
     )
     text = run("search", output, "green", "--top=2")
