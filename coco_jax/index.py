@@ -17,19 +17,23 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from coco_jax.command import run_command
 from coco_jax.errors import UserError
 from coco_jax.printing import csv_cell, printable
-from coco_jax.recognition import model_flags, outputs, timeline
+from coco_jax.recognition import model_flags
+
+if TYPE_CHECKING:  # JAX is imported when the flags have been read
+    from coco_jax.recognition.index import Index
+    from coco_jax.recognition.outputs import Writer
 
 SOME_FAILED = 3
 USAGE = (
-    "say what to do: index build FOLDER --output=INDEX, index search INDEX \"riding a horse\", or "
-    "index label INDEX --actions=\"riding a horse, juggling\""
+    'say what to do: index build FOLDER --output=INDEX, index search INDEX "riding a horse", or '
+    'index label INDEX --actions="riding a horse, juggling"'
 )
 
 
@@ -43,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "beam_pipeline_options",
         None,
-        'build: runs on many machines with Apache Beam and these options, such as "runner=DirectRunner".',
+        'build: run on many machines with Apache Beam and these options: "runner=DirectRunner".',
     )
     flags.DEFINE_integer("top", 10, "search: print so many windows.", lower_bound=1)
     flags.DEFINE_bool("faiss", False, "search: approximate search with FAISS, for large indexes.")
@@ -68,11 +72,12 @@ def command(argv: list[str]) -> None:
 def build(words: Sequence[str], values: flags.FlagValues) -> None:
     """Embeds the videos of a folder."""
     from coco_jax.recognition import index
+    from coco_jax.recognition.timeline import check_seconds
 
     if len(words) != 1 or not values.output:
         raise UserError("give a folder and an index: index build FOLDER --output=INDEX")
     stride = index.STRIDE if values.stride is None else values.stride
-    timeline.check_seconds(stride=stride)
+    check_seconds(stride=stride)
     files = index.find(words[0])
     runner: index.Runner = index.one_by_one
     if values.beam_pipeline_options is not None:
@@ -80,7 +85,14 @@ def build(words: Sequence[str], values: flags.FlagValues) -> None:
 
         runner = BeamRunner(values.beam_pipeline_options, model_flags.loader(values))
     recognizer = model_flags.loader(values)()
-    done = index.build(files, pathlib.Path(values.output), recognizer, stride, runner)
+    done = index.build(
+        files,
+        pathlib.Path(values.output),
+        recognizer,
+        stride,
+        runner,
+        recognizer.training_data,
+    )
     print(
         f"{printable(values.output)}: {done.windows:,} windows of "
         f"{done.videos - len(done.unreadable):,} videos, of which {done.embedded:,} were embedded now"
@@ -88,14 +100,14 @@ def build(words: Sequence[str], values: flags.FlagValues) -> None:
     for name, reason in done.unreadable:
         print(f"{printable(name)}: {printable(reason)}", file=sys.stderr)
     if done.unreadable:
-        print(
-            f"{len(done.unreadable)} of {done.videos} videos could not be read", file=sys.stderr
-        )
+        print(f"{len(done.unreadable)} of {done.videos} videos could not be read", file=sys.stderr)
         sys.exit(SOME_FAILED)
 
 
 def search(words: Sequence[str], values: flags.FlagValues) -> None:
     """Prints the windows that fit actions best."""
+    from coco_jax.recognition.outputs import clock
+
     if len(words) < 2:
         raise UserError('give an index and actions: index search INDEX "riding a horse" "juggling"')
     opened = _open(words[0], values)
@@ -120,12 +132,13 @@ def search(words: Sequence[str], values: flags.FlagValues) -> None:
         for action, hits in by_action:
             print(printable(action))
             for hit in hits:
-                span = f"{outputs.clock(hit.start):>9} - {outputs.clock(hit.end):>9}"
+                span = f"{clock(hit.start):>9} - {clock(hit.end):>9}"
                 print(f"  {hit.score:7.3f}  {span}  {printable(hit.video)}")
 
 
 def label(words: Sequence[str], values: flags.FlagValues) -> None:
     """Prints what happens when in each video."""
+    from coco_jax.recognition import outputs
     from coco_jax.recognition.inputs import read_actions
 
     if len(words) != 1:
@@ -133,7 +146,7 @@ def label(words: Sequence[str], values: flags.FlagValues) -> None:
     actions = read_actions(values.actions, values.actions_file)
     opened = _open(words[0], values)
     candidates = opened.recognizer.embed_actions(actions, _descriptions(values))
-    writer: outputs.Writer = outputs.TextWriter(sys.stdout)
+    writer: Writer = outputs.TextWriter(sys.stdout)
     if values.json:
         writer = outputs.JsonWriter(sys.stdout)
     elif values.csv:
@@ -147,7 +160,7 @@ def _round(value: float) -> float:
     return round(value, 6)
 
 
-def _open(folder: str, values: flags.FlagValues) -> Any:
+def _open(folder: str, values: flags.FlagValues) -> "Index":
     """An index with its recogniser."""
     from coco_jax.recognition.index import Index
     from coco_jax.recognition.index_store import read

@@ -144,7 +144,6 @@ def _locked(folder: pathlib.Path):
         yield
 
 
-
 def define_flags() -> None:
     """Defines the command-line flags."""
     flags.DEFINE_string("data_dir", "data", "Folder for built datasets (config.data.dir).")

@@ -121,6 +121,7 @@ def build(
     recognizer: VideoRanker,
     stride: float = STRIDE,
     runner: Runner = one_by_one,
+    trained_on: str = "",
 ) -> Summary:
     """Makes an index of videos, or brings it up to date.
 
@@ -134,13 +135,14 @@ def build(
       recognizer: makes the vectors.
       stride: seconds from the start of a window to that of the next one.
       runner: applies an embedder to files.
+      trained_on: the training data of the model, for people.
 
     Raises:
       UserError: `output` has an index with another model or stride, or other files; or another process
         is building it.
     """
     settings = store.Settings(
-        recognizer.fingerprint, recognizer.training_data, WINDOW, stride, recognizer.row_width
+        recognizer.fingerprint, trained_on, WINDOW, stride, recognizer.row_width
     )
     with store.locked(output):
         old = store.read(output) if (output / store.HEAD).exists() else None
@@ -243,15 +245,14 @@ class Index:
                 best[k] = keep_top(score_N, np.concatenate([row_N, row_B]), top)
         return [self.hits(*found) for found in best]
 
-    def hits(
-        self, score_N: Float[np.ndarray, " N"], row_N: Int[np.ndarray, " N"]
-    ) -> list[Hit]:
+    def hits(self, score_N: Float[np.ndarray, " N"], row_N: Int[np.ndarray, " N"]) -> list[Hit]:
         """The windows with these rows."""
         video_N = np.searchsorted(self._first, row_N, "right") - 1
-        return [
-            Hit(self.videos[video].video, *self.stored.times_N2[row].tolist(), float(score))
-            for score, row, video in zip(score_N, row_N, video_N, strict=True)
-        ]
+        found = []
+        for score, row, video in zip(score_N, row_N, video_N, strict=True):
+            start, end = self.stored.times_N2[row].tolist()
+            found.append(Hit(self.videos[video].video, start, end, float(score)))
+        return found
 
     def _scores(self, candidates: Any) -> Iterator[tuple[int, Float[np.ndarray, "B K"]]]:
         """Yields the number of a window, and the raw scores of the windows from there on."""

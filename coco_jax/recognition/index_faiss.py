@@ -79,7 +79,9 @@ def opened(index: Index) -> Any:
             faiss.write_index(found, str(partial))
             os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # faiss raises RuntimeError if it cannot write
-        raise UserError(f"{path}: cannot be written; set COCO_JAX_CACHE to another folder") from error
+        raise UserError(
+            f"{path}: cannot be written; set COCO_JAX_CACHE to another folder"
+        ) from error
     return found
 
 
@@ -90,7 +92,7 @@ def make(index: Index) -> Any:
     count, width = len(index), index.stored.settings.width
     lists = int(4 * count**0.5)
     kind = f"IVF{lists},SQ8" if count >= MIN_WINDOWS else "SQ8"
-    found = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+    found: Any = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     rng = np.random.default_rng(0)
     sample = rng.choice(count, min(count, TRAINING * lists), replace=False)
     found.train(index.stored.take(np.sort(sample)))

@@ -7,9 +7,9 @@
     lock                            of the process that builds the index
     parts-KEY/SHA256.npy            during a build: the windows of one video
 
-HASH is that of a file's own bytes. index.json is replaced last and at once, so readers find the old index
-or the new one. What an index contains depends only on the videos, the model and the settings: not on how
-often its build was interrupted, nor on which index was there before.
+HASH is that of a file's own bytes. index.json is replaced last and at once, so readers find the old
+index or the new one. What an index contains depends only on the videos, the model and the settings: not
+on how often its build was interrupted, nor on which index was there before.
 """
 
 import contextlib
@@ -37,8 +37,12 @@ HEAD_LIMIT = 8 << 20  # bytes of index.json
 LINE_LIMIT = 64 << 10  # bytes of a line of the table of videos
 SHARD_ROWS = 65_536  # 269 MB of the pretrained recogniser's
 BLOCK = 8192  # rows that are copied at once
-_NAME = re.compile(r"(videos-[0-9a-f]{32}\.jsonl|times-[0-9a-f]{32}\.npy|vectors-\d{6}-[0-9a-f]{32}\.npy)")
-_OWN = re.compile(rf"{_NAME.pattern}(\.partial)?|{HEAD}(\.partial)?|{LOCK}|{PARTS}[0-9a-f]+|.*\.partial")
+_NAME = re.compile(
+    r"(videos-[0-9a-f]{32}\.jsonl|times-[0-9a-f]{32}\.npy|vectors-\d{6}-[0-9a-f]{32}\.npy)"
+)
+_OWN = re.compile(
+    rf"{_NAME.pattern}(\.partial)?|{HEAD}(\.partial)?|{LOCK}|{PARTS}[0-9a-f]+|.*\.partial"
+)
 
 
 class Video(NamedTuple):
@@ -144,8 +148,12 @@ def read(folder: pathlib.Path) -> Stored:
     if not head.exists():
         unfinished = folder.is_dir() and any(folder.glob(f"{PARTS}*"))
         raise UserError(
-            f"{folder}: " + ("its build has not finished; run the build again" if unfinished else
-            "not an index; make one with coco-jax index build FOLDER --output=INDEX")
+            f"{folder}: "
+            + (
+                "its build has not finished; run the build again"
+                if unfinished
+                else "not an index; make one with coco-jax index build FOLDER --output=INDEX"
+            )
         )
     try:
         found = parse_json(read_bytes(head, HEAD_LIMIT))
@@ -154,7 +162,9 @@ def read(folder: pathlib.Path) -> Stored:
         if found.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"its format version is not {FORMAT_VERSION}; update coco_jax")
         stored = found["settings"]
-        settings = Settings(*(kind(stored[name]) for name, kind in Settings.__annotations__.items()))
+        settings = Settings(
+            *(kind(stored[name]) for name, kind in Settings.__annotations__.items())
+        )
         shards = tuple((_name(x["file"]), int(x["rows"])) for x in found["vectors"])
         videos = tuple(_videos(folder / _name(found["videos"])))
         total = sum(rows for _, rows in shards)
@@ -162,7 +172,9 @@ def read(folder: pathlib.Path) -> Stored:
         times_N2 = _open_array(times) if total else np.zeros((0, 2))
         ends = [video.first + video.windows for video in videos if not video.error]
         starts = [video.first for video in videos if not video.error]
-        counts = [rows for _, rows in shards] + [end - start for end, start in zip(ends, starts, strict=True)]
+        counts = [rows for _, rows in shards] + [
+            end - start for end, start in zip(ends, starts, strict=True)
+        ]
         if [0, *ends] != [*starts, total] or min(counts, default=1) < 1:
             raise ValueError("the windows of the videos are not the rows of the vectors")
         if times_N2.shape != (total, 2) or times_N2.dtype != np.float64:
