@@ -44,12 +44,24 @@ COMMANDS = {
         needs="clu",
         extra="train",
     ),
+    "sweep": Command(
+        "coco_jax.sweep",
+        "search hyper-parameters on validation classes",
+        "coco-jax sweep --config=demo --config.ablation=full --search=model.tau=log:0.01:1",
+        needs="optuna",
+        extra="sweep",
+    ),
     "data": Command(
         "tfds_builders.build",
         "build datasets",
         "coco-jax data build motion_zsar actionhub/motion --data_dir=data",
         needs="tensorflow_datasets",
         extra="datasets",
+    ),
+    "report": Command(
+        "coco_jax.report",
+        "write a report of finished runs: one HTML file",
+        "coco-jax report runs/motion --output=report.html",
     ),
     "compile": Command(
         "coco_jax.compile",

@@ -1,7 +1,7 @@
 """Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.loader import evaluation_batches, stored_features
 from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
-from coco_jax.errors import UserError
+from coco_jax.errors import DivergedError
 from coco_jax.evaluation import metrics
 from coco_jax.models import ridge
 from coco_jax.training.seen import class_means
@@ -68,32 +68,64 @@ def score_records(
     """Scores of records for all candidates, seen classes first."""
     features = embed_candidates(program, params, task)
     v_ND = embed_videos(program, params, task, indices_N)
+    return _scores(program, params, v_ND, features)
+
+
+def _scores(
+    program: Program, params: Params, v_ND: np.ndarray, features: tuple[Any, ...]
+) -> Float[np.ndarray, "N K"]:
     chunks = np.array_split(v_ND, max(len(v_ND) // 1024, 1))
     return np.concatenate([np.asarray(program.scores(params, v_BD, *features)) for v_BD in chunks])
 
 
+class Scored(NamedTuple):
+    """The scores of a run's tested videos, those of unseen classes first, and where they come from."""
+
+    program: Program
+    params: Params
+    step: int
+    task: Task  # a result of `with_features`
+    features: tuple[Any, ...]  # of the candidates, a result of `embed_candidates`
+    v_ND: Float[np.ndarray, "N D"]  # a result of `embed_videos`
+    scores_NK: Float[np.ndarray, "N K"]  # seen classes first
+    label_N: Int[np.ndarray, " N"]  # of the candidates
+    tau: float  # temperature of the model
+
+
 def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
-    """All metrics of one run, ready for JSON; accuracies are fractions.
+    """As `measure(score(...))`."""
+    return measure(score(program, params, task, step))
+
+
+def score(program: Program, params: Params, task: Task, step: int) -> Scored:
+    """Scores all videos that a run is tested on.
 
     Raises:
       LeakError: training is not finished.
-      UserError: scores are not finite.
+      DivergedError: scores are not finite.
     """
     check_final(step, task.config)
     task = with_features(task, program, params)
-    plan, seen = task.plan, len(task.plan.seen)
-    indices_N = np.concatenate([plan.test_unseen, plan.test_seen])
-    scores_NK = score_records(program, params, task, indices_N)
+    indices_N = np.concatenate([task.plan.test_unseen, task.plan.test_seen])
+    features = embed_candidates(program, params, task)
+    v_ND = embed_videos(program, params, task, indices_N)
+    scores_NK = _scores(program, params, v_ND, features)
     if not np.isfinite(scores_NK).all():
-        raise UserError(
+        raise DivergedError(
             f"step {step}: {np.isnan(scores_NK).mean():.0%} of the scores are not numbers; train again "
             "with a lower config.optimizer.learning_rate or config.model.dtype='float32'"
         )
-    label_N = task.candidate_label[indices_N]
     multihost_utils.sync_global_devices("evaluated")
-
     model = task.config.model
     tau = float(np.clip(np.exp(params["log_tau"]), model.tau_min, model.tau_max))
+    label_N = task.candidate_label[indices_N]
+    return Scored(program, params, step, task, features, v_ND, scores_NK, label_N, tau)
+
+
+def measure(scored: Scored) -> dict[str, Any]:
+    """All metrics of one run, ready for JSON; accuracies are fractions."""
+    task, scores_NK, label_N = scored.task, scored.scores_NK, scored.label_N
+    plan, seen = task.plan, len(task.plan.seen)
     zero_shot_NU = scores_NK[: len(plan.test_unseen), seen:]
     label_U = label_N[: len(plan.test_unseen)] - seen
     predicted_U = metrics.predict(zero_shot_NU, label_U)
@@ -101,17 +133,20 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     by_class = metrics.per_class(predicted_U, label_U, classes)
     return {
         **_accuracies(task, zero_shot_NU, label_U),
-        "per_class": dict(zip(plan.unseen, by_class.tolist(), strict=True)),
+        "per_class": {
+            name: None if np.isnan(share) else share  # a class may have no videos
+            for name, share in zip(plan.unseen, by_class.tolist(), strict=True)
+        },
         "confusion": metrics.confusion(predicted_U, label_U, classes).tolist(),
         "generalised": (
             metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
         ),
-        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U, tau),
+        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U, scored.tau),
         "unseen_classes": list(plan.unseen),
         "unseen_videos": len(plan.test_unseen),
         "seen_videos": len(plan.test_seen),
         "chance": _chance(plan),
-        "step": step,
+        "step": scored.step,
         "descriptions_left_out": task.removed_descriptions,
         "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
     }
@@ -223,6 +258,8 @@ def _examples(
     """
     names, found = task.plan.unseen, []
     for label, name in enumerate(names):
+        if not (label_N == label).any():
+            continue
         at = int(np.flatnonzero(label_N == label)[0])
         best = np.argsort(-scores_NU[at])[:3]
         share_U = np.asarray(jax.nn.softmax(scores_NU[at] / tau))

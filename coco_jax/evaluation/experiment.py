@@ -14,7 +14,8 @@ from coco_jax import files, sharding, weights
 from coco_jax.config import default, load_stored, training_steps
 from coco_jax.data.task import Task, make_task
 from coco_jax.errors import UserError
-from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation import explanation
+from coco_jax.evaluation.evaluate import measure, score
 from coco_jax.evaluation.results import write_json
 from coco_jax.training import multihost, run_lock
 from coco_jax.training.checkpoint import check_trained, check_unchanged, read_json, restore_params
@@ -123,10 +124,12 @@ def _evaluate(
     if config.eval.interpolate:
         initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
         params = weights.interpolate(config, params, initial)
-    metrics = evaluate(program, params, task, step)
+    scored = score(program, params, task, step)
+    metrics, details = measure(scored), explanation.explain(scored)
     metrics = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | metrics
     if jax.process_index() == 0:
-        write_json(folder / "result.json", metrics)
+        write_json(folder / explanation.NAME, details)
+        write_json(folder / "result.json", metrics)  # last: it marks the run as finished
         _write_scalars(folder, step, metrics)
     return metrics
 
