@@ -22,7 +22,7 @@ COMMANDS = {
     "predict": Command(
         "coco_jax.predict",
         "name the actions in your own videos",
-        'coco-jax predict --video=a.mp4 --actions="juggling, rope skipping"',
+        'coco-jax predict a.mp4 --actions="juggling, rope skipping"',
     ),
     "train": Command(
         "coco_jax.main",
