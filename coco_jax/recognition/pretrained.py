@@ -42,8 +42,12 @@ from coco_jax.recognition.parts import (
     unit,
     video_tower,
 )
+<<<<<<< HEAD
 from coco_jax.recognition.ranking import Path, VideoRanker
 from coco_jax.recognition.tables import Table, fingerprint
+=======
+from coco_jax.recognition.ranking import Path, Ranked, VideoRanker
+>>>>>>> main
 from coco_jax.recognition.timeline import WINDOW
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
@@ -274,7 +278,11 @@ class PretrainedRecognizer(VideoRanker):
         return self._parts.encoder()
 
     def embed_actions(
-        self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
+        self,
+        actions: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        *,
+        replace: bool = False,
     ) -> Prototypes:
         """Predicts the prototypes of candidate actions.
 
@@ -285,6 +293,7 @@ class PretrainedRecognizer(VideoRanker):
         Args:
           actions: their names, all different.
           descriptions: captions of some or all of the actions.
+          replace: use the given descriptions instead of the captions of the corpus.
 
         Raises:
           UserError: there are no actions, a name is empty or repeated, or `descriptions` has an action
@@ -305,12 +314,30 @@ class PretrainedRecognizer(VideoRanker):
                 of_action = {block: self._parts.features[block][row] for block in BLOCKS}
             if name in descriptions:
                 own_W = self._encoder(list(descriptions[name])).sum(0)
-                count = 0 if row is None else CAPTIONS
+                count = 0 if row is None or replace else CAPTIONS
                 of_action["captions"] = unit(count * of_action["captions"] + own_W)
             for block in BLOCKS:
                 texts[block].append(of_action[block])
         features = {block: np.stack(x) for block, x in texts.items()}
         return self._prototypes(actions, features)
+
+    def nearest_seen(self, v_XF: Float[np.ndarray, "X F"], count: int = 5) -> list[list[Ranked]]:
+        """The actions that I3D was trained on, nearest to vectors of videos or to prototypes.
+
+        Args:
+          v_XF: vectors of videos, or the prototypes of candidates.
+          count: the number of actions for each.
+
+        Returns:
+          For each vector the actions with the highest cosines, and these as scores.
+        """
+        cosine_XS = unit(v_XF) @ self._seen_SF.T
+        order_XN = np.argsort(-cosine_XS, axis=1, kind="stable")[:, :count]
+        names = self._classifier.classes
+        return [
+            [Ranked(names[i], float(cosine_S[i])) for i in order_N]
+            for cosine_S, order_N in zip(cosine_XS, order_XN.tolist(), strict=True)
+        ]
 
     def _prototypes(
         self, actions: Sequence[str], features: Mapping[str, Float[np.ndarray, "K W"]]

@@ -182,7 +182,7 @@ class VideoRanker(abc.ABC):
         """
         if not paths:
             raise UserError("no videos to embed; give at least one file")
-        return np.stack([self.embed_video(path) for path in paths])
+        return np.stack([self.embed_video(path) for path in _listed(paths)])
 
     def embed_windows(
         self,
@@ -273,7 +273,7 @@ class VideoRanker(abc.ABC):
           UserError: a video cannot be decoded, or the actions are not usable.
         """
         candidates = self.embed_actions(actions, descriptions)
-        return [self.rank_one(path, candidates, threshold) for path in paths]
+        return [self.rank_one(path, candidates, threshold) for path in _listed(paths)]
 
     def rank_one(self, path: Path, candidates: Any, threshold: float | None = None) -> Ranking:
         """As `rank`, for one video and the result of `embed_actions`.
@@ -282,8 +282,22 @@ class VideoRanker(abc.ABC):
           VideoError: the file cannot be decoded.
           UserError: the scores are not finite; or, with a threshold, an action is named `NONE`.
         """
+        return self._ranked(self.raw_scores(path, candidates), candidates, threshold, path)
+
+    def rank_vector(
+        self,
+        v_D: Float[np.ndarray, " D"],
+        candidates: Any,
+        threshold: float | None = None,
+        path: Path = "the video",
+    ) -> Ranking:
+        """As `rank_one`, for the result of `embed_video`; `path` is for messages."""
+        return self._ranked(self.compare(v_D, candidates), candidates, threshold, path)
+
+    def _ranked(
+        self, score_K: np.ndarray, candidates: Any, threshold: float | None, path: Path
+    ) -> Ranking:
         names = _names(candidates, threshold)
-        score_K = self.raw_scores(path, candidates)
         share_K, score_K = self._shares(score_K, threshold, path)
         order = np.argsort(-score_K, kind="stable")
         return [Ranked(names[i], float(share_K[i])) for i in order]
@@ -339,7 +353,7 @@ class VideoRanker(abc.ABC):
         top: int | None = None,
     ) -> Iterator[Recognition]:
         """As `recognize`, one video at a time, for the result of `embed_actions`."""
-        for path, ranked in self.rank_each(list(paths), candidates, threshold):
+        for path, ranked in self.rank_each(_listed(paths), candidates, threshold):
             if isinstance(ranked, VideoError):
                 yield Recognition(os.fspath(path), (), str(ranked))
             else:
@@ -463,6 +477,17 @@ class VideoRanker(abc.ABC):
         share_XK = np.exp((score_XK - score_XK.max(-1, keepdims=True)) / self.temperature)
         share_XK /= share_XK.sum(-1, keepdims=True)
         return share_XK, score_XK
+
+
+def _listed(paths: Iterable[Path]) -> list[Path]:
+    """The paths as a list.
+
+    Raises:
+      TypeError: they are a single path, whose letters would be taken as paths.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"paths: {paths!r} is one path; give a list of paths")
+    return list(paths)
 
 
 def _names(candidates: Any, threshold: float | None) -> list[str]:
