@@ -42,12 +42,8 @@ from coco_jax.recognition.parts import (
     unit,
     video_tower,
 )
-<<<<<<< HEAD
-from coco_jax.recognition.ranking import Path, VideoRanker
-from coco_jax.recognition.tables import Table, fingerprint
-=======
 from coco_jax.recognition.ranking import Path, Ranked, VideoRanker
->>>>>>> main
+from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.recognition.timeline import WINDOW
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
