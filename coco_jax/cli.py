@@ -24,6 +24,11 @@ COMMANDS = {
         "name the actions in your own videos",
         'coco-jax predict a.mp4 --actions="juggling, rope skipping"',
     ),
+    "index": Command(
+        "coco_jax.index",
+        "embed an archive of videos once, and search it later",
+        "coco-jax index build FOLDER --output=INDEX; coco-jax index search INDEX juggling",
+    ),
     "train": Command(
         "coco_jax.main",
         "train and evaluate the runs of a config",
