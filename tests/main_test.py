@@ -45,6 +45,10 @@ def test_sweep_writes_results_plots_and_a_table(finished):
         assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
         assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]
         assert 0 <= metrics["top1"]["mean"] <= metrics["top5"]["mean"] <= 1
+    sweep = json.loads((workdir / "evidence.json").read_text())
+    assert list(sweep["runs"]) == ["label/split1/seed0", RUN]
+    for name, found in sweep["runs"].items():
+        assert found == json.loads((workdir / name / "evidence.json").read_text())
     for name in ("confusion.png", "clips.png"):
         assert (workdir / "plots" / name).read_bytes().startswith(b"\x89PNG")
     assert "| label " in done.stdout and "| full " in done.stdout

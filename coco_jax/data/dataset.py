@@ -22,7 +22,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -95,6 +95,15 @@ class Records:
         return found_NF
 
 
+class Source(NamedTuple):
+    """A dataset that was built with TFDS: its name, version and folder."""
+
+    name: str  # as in `load`
+    data_dir: str
+    version: str
+    folder: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Videos of `classes`, and the seen and unseen classes of each class split."""
@@ -108,6 +117,7 @@ class Dataset:
     random_splits: Mapping[str, int] | None = (
         None  # the arguments of `random_split`, if it has them
     )
+    sources: tuple[Source, ...] = ()  # what was built; two for a cross-dataset run
 
     def display_names(self, names: Sequence[str]) -> list[str]:
         """The names of classes to use in texts."""
@@ -189,7 +199,10 @@ def load(name: str, data_dir: str) -> Dataset:
         index.get("official"),
     )
     random_splits = builder.info.metadata.get("random_splits")
-    return Dataset(name, classes, class_splits, records, random_splits=random_splits)
+    source = Source(name, data_dir, str(builder.info.version), str(builder.data_dir))
+    return Dataset(
+        name, classes, class_splits, records, random_splits=random_splits, sources=(source,)
+    )
 
 
 def random_split(
@@ -283,6 +296,7 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
         splits,
         records,
         {**trained.words, **{key[name]: name for name in shared}},
+        sources=trained.sources + tested.sources,
     )
 
 

@@ -62,7 +62,8 @@ class Task:
     descriptions: dict[str, DescriptionSampler | None]  # of each group; None without descriptions
     removed_descriptions: int  # how many were collected from tested videos
     classes: dict[str, list[str]]  # display names of "seen", "pool" and "unseen"
-    corpus: Corpus
+    corpus: Corpus  # without descriptions of tested videos
+    whole_corpus: Corpus  # as it was built
     # The features `U N W` of the pool in each block, for the closed form; the only texts of its steps.
     pool: np.ndarray | None = None
 
@@ -127,7 +128,7 @@ def make_task(config: ConfigDict) -> Task:
     dataset = datasets.open_dataset(config)
     plan = make_plan(dataset, config)
     _check_videos(dataset, plan, config.split)
-    corpus, removed = _open_corpus(config, dataset, plan)
+    whole, corpus, removed = _open_corpus(config, dataset, plan)
     matches = corpus.matches(dataset.display_names(dataset.classes))
     classes = _choose_classes(config, dataset, plan, corpus, set(matches.values()))
     corpus = corpus.with_names(matches)
@@ -139,7 +140,7 @@ def make_task(config: ConfigDict) -> Task:
         for group, names in classes.items()
     }
     samplers = _sample_descriptions(config, classes, corpus, tokenizer)
-    return Task(config, dataset, plan, tokenizer, labels, samplers, removed, classes, corpus)
+    return Task(config, dataset, plan, tokenizer, labels, samplers, removed, classes, corpus, whole)
 
 
 def _check_videos(dataset: datasets.Dataset, plan: Plan, split: str) -> None:
@@ -158,17 +159,19 @@ def _tested_videos(dataset: datasets.Dataset, plan: Plan) -> list[str]:
     return [dataset.records.video_ids[i] for i in (*plan.test_unseen, *plan.test_seen)]
 
 
-def _open_corpus(config: ConfigDict, dataset: datasets.Dataset, plan: Plan) -> tuple[Corpus, int]:
-    """The descriptions, and how many were removed because they come from tested videos."""
+def _open_corpus(
+    config: ConfigDict, dataset: datasets.Dataset, plan: Plan
+) -> tuple[Corpus, Corpus, int]:
+    """The corpus, the part that is used, and how many descriptions of tested videos were removed."""
     if not config.text.corpus:
-        return Corpus({}, {}), 0
-    corpus = load_corpus(config.text.corpus, config.data.dir)
-    corpus, removed = corpus.without_videos(_tested_videos(dataset, plan))
+        return Corpus({}, {}), Corpus({}, {}), 0
+    whole = load_corpus(config.text.corpus, config.data.dir)
+    corpus, removed = whole.without_videos(_tested_videos(dataset, plan))
     if config.text.shuffle_descriptions:
         corpus = corpus.shuffled(config.seed)
     used = (name for names in corpus.video_ids.values() for name in names)
     check_texts(used, _tested_videos(dataset, plan))
-    return corpus, removed
+    return whole, corpus, removed
 
 
 def _choose_classes(

@@ -1,7 +1,8 @@
 """Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from coco_jax.data.loader import evaluation_batches, stored_features
 from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import UserError
-from coco_jax.evaluation import metrics
+from coco_jax.evaluation import metrics, predictions
+from coco_jax.evaluation.predictions import Prediction
 from coco_jax.models import ridge
 from coco_jax.training.seen import class_means
 from coco_jax.training.step import Params, Program, global_batch
@@ -72,8 +74,15 @@ def score_records(
     return np.concatenate([np.asarray(program.scores(params, v_BD, *features)) for v_BD in chunks])
 
 
-def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
-    """All metrics of one run, ready for JSON; accuracies are fractions.
+class Evaluation(NamedTuple):
+    """The result of an evaluation."""
+
+    metrics: dict[str, Any]  # ready for JSON; accuracies are fractions
+    predictions: list[Prediction]  # for each test set, in the order of its videos
+
+
+def evaluate(program: Program, params: Params, task: Task, step: int) -> Evaluation:
+    """All metrics of one run, and its predictions for the videos of unseen classes.
 
     Raises:
       LeakError: training is not finished.
@@ -99,7 +108,7 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
     predicted_U = metrics.predict(zero_shot_NU, label_U)
     classes = len(plan.unseen)
     by_class = metrics.per_class(predicted_U, label_U, classes)
-    return {
+    found = {
         **_accuracies(task, zero_shot_NU, label_U),
         "per_class": dict(zip(plan.unseen, by_class.tolist(), strict=True)),
         "confusion": metrics.confusion(predicted_U, label_U, classes).tolist(),
@@ -114,7 +123,9 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[st
         "step": step,
         "descriptions_left_out": task.removed_descriptions,
         "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
+        "temperature": tau,
     }
+    return Evaluation(found, _predictions(task, zero_shot_NU, label_U))
 
 
 def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
@@ -163,30 +174,55 @@ def _ridge_scores(
 def _accuracies(
     task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
 ) -> dict[str, Any]:
-    """Top-1 and top-5; for a cross-dataset run, the means over the first group of test sets.
+    """Top-1 and top-5; for several test sets, the means over the first group of them.
 
     Top-5 is None with at most five candidates.
     """
     plan = task.plan
     if not plan.subsets:
         return {f"top{k}": _top_k(scores_NU, label_N, k) for k in (1, 5)}
-    column = {name: i for i, name in enumerate(plan.unseen)}
     found: dict[str, dict[str, list[float | None]]] = {}
-    for name, subset in plan.subsets.items():
-        rows = np.searchsorted(plan.test_unseen, subset.records)
-        columns = np.array([column[c] for c in subset.classes])
-        place = np.full(len(plan.unseen), -1)
-        place[columns] = np.arange(len(columns))
-        group = found.setdefault(_group(name, subset), {"top1": [], "top5": []})
+    groups: dict[str, list[str]] = {}
+    for name, subset, _, scores_nk, label_n in _test_sets(plan, scores_NU, label_N):
+        group = _group(name, subset)
+        groups.setdefault(group, []).append(name)
+        values = found.setdefault(group, {"top1": [], "top5": []})
         for k in (1, 5):
-            scores_nk = scores_NU[rows][:, columns]
-            group[f"top{k}"].append(_top_k(scores_nk, place[label_N[rows]], k))
+            values[f"top{k}"].append(_top_k(scores_nk, label_n, k))
     first = next(iter(found.values()))
     return {
         **{name: metrics.mean(values) for name, values in first.items()},
         "cross": {group: dict(values) for group, values in found.items()},
         "test_sets": list(plan.subsets),
+        "groups": groups,
     }
+
+
+def _predictions(
+    task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
+) -> list[Prediction]:
+    """The predictions for the videos of unseen classes, in each test set of a cross-dataset run."""
+    ids, plan = task.dataset.records.video_ids, task.plan
+    found = []
+    for name, subset, rows, scores_nk, label_n in _test_sets(plan, scores_NU, label_N):
+        video_ids = [ids[i] for i in plan.test_unseen[rows]]
+        classes = task.dataset.display_names(subset.classes)
+        found += predictions.of_scores(name, video_ids, classes, scores_nk, label_n)
+    return found
+
+
+def _test_sets(
+    plan: Plan, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
+) -> Iterator[tuple[str, Subset, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each test set: its name, itself, its rows, their scores for its classes, and their labels."""
+    column = {name: i for i, name in enumerate(plan.unseen)}
+    whole = {"": Subset(plan.unseen, plan.test_unseen)}
+    for name, subset in (plan.subsets or whole).items():
+        rows = np.searchsorted(plan.test_unseen, subset.records)
+        columns = np.array([column[c] for c in subset.classes])
+        place = np.full(len(plan.unseen), -1)
+        place[columns] = np.arange(len(columns))
+        yield name, subset, rows, scores_NU[rows][:, columns], place[label_N[rows]]
 
 
 def _top_k(

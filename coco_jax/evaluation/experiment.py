@@ -14,6 +14,7 @@ from coco_jax import files, sharding, weights
 from coco_jax.config import default, load_stored, training_steps
 from coco_jax.data.task import Task, make_task
 from coco_jax.errors import UserError
+from coco_jax.evaluation import evidence
 from coco_jax.evaluation.evaluate import evaluate
 from coco_jax.evaluation.results import write_json
 from coco_jax.training import multihost, run_lock
@@ -82,21 +83,40 @@ def run(
         if (finished := _finished(folder, config, allow_config_change)) is not None:
             return finished
         if mode == "evaluate":
-            step, params = restore_params(folder / "checkpoints", program)
-            if step != training_steps(config):
-                raise UserError(
-                    f"{folder}: training stopped at step {step} of {training_steps(config)}; finish it "
-                    "first (the same command without --mode=evaluate)"
-                )
+            step, params = evaluated_params(folder, task, program)
         else:
             if jax.process_index() == 0:
                 write_json(folder / "config.json", task.config.to_dict())
                 files.write_bytes(folder / "tokenizer.model", task.tokenizer.model)
             state = train(program, task, folder, name, profile_steps, preemption)
-            step, params = int(state.step), state.params
-        if mode == "train":
-            return {}
+            if mode == "train":
+                return {}
+            step, params = int(state.step), _interpolated(task, program, state.params)
         return _evaluate(program, params, task, step, folder)
+
+
+def evaluated_params(folder: pathlib.Path, task: Task, program: Program) -> tuple[int, Params]:
+    """The parameters of a trained run that are evaluated, and their step.
+
+    Raises:
+      UserError: there is no readable checkpoint, or training is not finished.
+    """
+    step, params = restore_params(folder / "checkpoints", program)
+    last = training_steps(task.config)
+    if step != last:
+        raise UserError(
+            f"{folder}: training stopped at step {step} of {last}; finish it first (the same command "
+            "without --mode=evaluate)"
+        )
+    return step, _interpolated(task, program, params)
+
+
+def _interpolated(task: Task, program: Program, params: Params) -> Params:
+    config = task.config
+    if not config.eval.interpolate:
+        return params
+    initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
+    return weights.interpolate(config, params, initial)
 
 
 def _finished(
@@ -118,14 +138,14 @@ def _finished(
 def _evaluate(
     program: Program, params: Params, task: Task, step: int, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Evaluates the parameters of the last step and writes the metrics."""
+    """Evaluates parameters, and writes the metrics, the predictions and the evidence."""
     config = task.config
-    if config.eval.interpolate:
-        initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
-        params = weights.interpolate(config, params, initial)
-    metrics = evaluate(program, params, task, step)
+    metrics, rows = evaluate(program, params, task, step)
     metrics = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | metrics
+    checksum = evidence.parameters_sha256(program, params)
     if jax.process_index() == 0:
+        # Before result.json, which marks the run as finished.
+        evidence.write(folder, task, metrics, rows, checksum)
         write_json(folder / "result.json", metrics)
         _write_scalars(folder, step, metrics)
     return metrics
