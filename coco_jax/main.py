@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -59,7 +60,8 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     Raises:
       UserError: it is not writable, or it is the default folder and has results of another config.
     """
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    path, _, parameter = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = "-".join([pathlib.Path(path).stem, *re.findall(r"[\w.]+", parameter)])
     workdir = pathlib.Path(given or f"runs/{name}")
     writable_folder(workdir, "--workdir")
     results = workdir / "results.json"

@@ -325,4 +325,4 @@ def normal_id(video_id: str) -> str:
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:
     """The index in `classes` of each class in `wanted`, in the order of `wanted`."""
     position = {name: i for i, name in enumerate(classes)}
-    return np.array([position[name] for name in wanted])
+    return np.array([position[name] for name in wanted], np.int64)

@@ -128,6 +128,21 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> Evaluat
     return Evaluation(found, _predictions(task, zero_shot_NU, label_U))
 
 
+def evaluate_validation(program: Program, params: Params, task: Task) -> dict[str, float]:
+    """Top-1, and top-5 if there are more than five classes, of the tested classes of a task.
+
+    Args:
+      program: of the run.
+      params: at any step.
+      task: of `validation_task`, with features if the text tower is frozen.
+    """
+    indices_N = task.plan.test_unseen
+    scores_NK = score_records(program, params, task, indices_N)
+    label_N = task.candidate_label[indices_N]
+    found = {f"top{k}": _top_k(scores_NK, label_N, k) for k in (1, 5)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
     """Accuracies of ridge regression on the run's texts and features, without trained constants.
 

@@ -51,6 +51,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "method": ("ablation", "alignment", "model.", "cycle.", "ridge.", "eval."),
     "training": (
         "seed", "optimizer.", "lora.", "data.", "text.descriptions", "text.feature_noise",
+        "eval.every", "eval.keep_best", "eval.patience",
         "video_tower.trainable", "text_tower.trainable", "video_tower.dropout", "text_tower.dropout",
         "model.remat", "model.start",
     ),
