@@ -1,9 +1,10 @@
 """Zero-shot action recognition in JAX: CoCo and ActionHub (arXiv 2401.11654).
 
 recognizer = coco_jax.load()
-recognizer.rank(["a.mp4"], ["juggling", "rope skipping"])
+recognizer.recognize(["a.mp4"], ["juggling", "rope skipping"])
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,30 @@ from coco_jax.version import __version__
 
 if TYPE_CHECKING:
     from coco_jax.recognition.pretrained import PretrainedRecognizer
+    from coco_jax.recognition.ranking import Ranked, Recognition
     from coco_jax.recognition.recognizer import Recognizer
+    from coco_jax.recognition.timeline import Segment, Timeline
 
-__all__ = ["PretrainedRecognizer", "Recognizer", "__version__", "load"]
+__all__ = [
+    "PretrainedRecognizer",
+    "Ranked",
+    "Recognition",
+    "Recognizer",
+    "Segment",
+    "Timeline",
+    "__version__",
+    "load",
+]
+
+# The module of each name that is imported on first use: `import coco_jax` stays fast.
+_MODULES = {
+    "PretrainedRecognizer": "pretrained",
+    "Ranked": "ranking",
+    "Recognition": "ranking",
+    "Recognizer": "recognizer",
+    "Segment": "timeline",
+    "Timeline": "timeline",
+}
 
 
 def load(
@@ -48,12 +70,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Recognizer":  # imported on first use: `import coco_jax` stays fast
-        from coco_jax.recognition.recognizer import Recognizer
-
-        return Recognizer
-    if name == "PretrainedRecognizer":
-        from coco_jax.recognition.pretrained import PretrainedRecognizer
-
-        return PretrainedRecognizer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"coco_jax.recognition.{_MODULES[name]}")
+    return getattr(module, name)

@@ -58,6 +58,11 @@ COMMANDS = {
         needs="tensorflow_datasets",
         extra="datasets",
     ),
+    "report": Command(
+        "coco_jax.report",
+        "write a report of finished runs: one HTML file",
+        "coco-jax report runs/motion --output=report.html",
+    ),
     "compile": Command(
         "coco_jax.compile",
         "estimate memory and time on TPUs or GPUs that you do not have",

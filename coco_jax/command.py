@@ -35,6 +35,8 @@ def run_command(
         with reported(program):
             command(argv)
 
+    # absl prints this text for --help, also if the console script is the main module.
+    sys.modules["__main__"].__doc__ = command.__globals__["__doc__"]
     try:
         app.run(quiet_command, flags_parser=parser(program, accepts_words))
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does

@@ -22,3 +22,13 @@ def printable(text: str) -> str:
         else char
         for char in text
     )
+
+
+def csv_cell(text: str) -> str:
+    r"""The text for a cell of a CSV file: `printable`, and not a formula for any spreadsheet.
+
+    Spreadsheets compute cells that begin with `=`, `+`, `-` or `@`, some also after spaces or with these
+    characters in full width; an apostrophe in front makes them text.
+    """
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip().startswith(tuple("=+-@＝＋－＠")) else shown

@@ -1,10 +1,11 @@
 """Reads clips from videos: the same code for training, evaluation and prediction."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax.data import video as videos
@@ -52,6 +53,45 @@ class ClipReader:
         """
         rng = np.random.default_rng(0)  # evaluation does not use it
         return self._augment(self._decode(video, None, rng, view), rng)
+
+    def read_views(self, video: videos.Video) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+        """The clips of a video that `read` gives, decoded in one pass; equal ones are the same array.
+
+        Raises:
+          VideoError: it cannot be decoded.
+        """
+        rng, duration = np.random.default_rng(0), videos.probe(video).duration
+        views = range(self.config.data.views)
+        return self._read(video, np.stack([self._times(duration, rng, view) for view in views]))
+
+    def read_windows(
+        self, video: videos.Video, starts_N: Float[np.ndarray, " N"], length: float
+    ) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+        """A clip of each window of a video, as if the window were a video; decodes in one pass.
+
+        Args:
+          video: a video file, or its bytes.
+          starts_N: of the windows in seconds, ascending.
+          length: of each window in seconds.
+
+        Yields:
+          The clips. If the frames of a window are those of the window before, it is the same array.
+
+        Raises:
+          VideoError: it cannot be decoded.
+        """
+        times_T = self._times(length, np.random.default_rng(0), 0)
+        return self._read(video, starts_N[:, None] + times_T)
+
+    def _read(
+        self, video: videos.Video, times_NT: Float[np.ndarray, "N T"]
+    ) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+        before, clip = None, None
+        for frames in videos.decode_windows(video, times_NT, short_side=self._short_side):
+            if clip is None or frames is not before:
+                clip = self._augment(frames, np.random.default_rng(0))
+            before = frames
+            yield clip
 
     def _times(self, duration: float, rng: np.random.Generator, view: int) -> np.ndarray:
         data, frames = self.config.data, self.config.video_tower.frames

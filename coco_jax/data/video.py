@@ -53,6 +53,12 @@ def av_is_input(name: str) -> bool:
         return False
 
 
+# Extensions of video files, for searching folders. Files of other names can be given one by one.
+SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".ogg", ".flv", ".wmv",
+     ".asf", ".3gp", ".ts", ".m2ts", ".mts", ".vob", ".mxf", ".gif", ".apng", ".ivf", ".y4m", ".rm",
+     ".f4v", ".divx", ".dv")
+)  # fmt: skip
 SEEKABLE = ("mov", "matroska")  # containers in which any frame can be found by its time
 MIN_FRAMES = 2  # a single frame shows no motion
 MAX_SIDE = 16_384  # pixels
@@ -205,21 +211,85 @@ def decode(
         frames_THWC: Any = None
         for index, frame in _decoded(opened, sorted(missing)):
             if index in missing:
-                # The video is stored rotated: the requested size is that of the upright picture.
-                flipped = size is not None and round(frame.rotation / 90) % 2
-                h, w = (width, height) if flipped else (height, width)
-                rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
-                rgb = np.rot90(rgb, round(frame.rotation / 90) % 4)
+                rgb = _rgb(frame, height, width, turned=size is not None)
                 if frames_THWC is None:
                     frames_THWC = np.empty((len(index_T), *rgb.shape), np.uint8)
                 frames_THWC[index_T == index] = rgb
                 missing.remove(index)
         if missing:
-            raise VideoError(
-                f"{opened.name}: truncated, {len(missing)} of its frames cannot be decoded; fetch it "
-                "again"
-            )
+            raise _undecodable(opened.name, len(missing))
         return frames_THWC
+
+
+def decode_windows(
+    video: Video, times_NT: Float[np.ndarray, "N T"], *, short_side: int, name: str | None = None
+) -> Iterator[UInt8[np.ndarray, "T H W 3"]]:
+    """Decodes windows of a video one after the other, in one pass and in memory for one window.
+
+    Args:
+      video: an encoded file's bytes, its path, or its frames.
+      times_NT: for each window the times of its frames, as in `decode`. They ascend in a window, and so
+        do the first times and the last times of the windows, which may overlap.
+      short_side: scale to this many pixels on the shorter side, keeping the aspect ratio.
+      name: for messages; by default the path.
+
+    Yields:
+      The frames of each window. If they are those of the window before, it is the same array.
+
+    Raises:
+      VideoError: as `decode`.
+    """
+    if isinstance(video, Frames):
+        for times_T in times_NT:
+            yield decode(video, times_T, short_side=short_side, name=name)
+        return
+    with _opened(video, name) as opened:
+        # Checks the size of the largest arrays: those of one window.
+        _, height, width = _wanted(opened.info, times_NT[0], short_side, None, opened.name)
+        index_NT = shown_at(opened.info, times_NT)
+        is_wanted_N = np.zeros(opened.info.frames, bool)
+        is_wanted_N[index_NT] = True
+        kept: dict[int, np.ndarray] = {}
+        window, frames_THWC = 0, None
+        for index, frame in _decoded(opened, np.flatnonzero(is_wanted_N).tolist()):
+            if is_wanted_N[index]:
+                kept[index] = _rgb(frame, height, width)
+            while window < len(index_NT) and index >= index_NT[window, -1]:
+                index_T = index_NT[window]
+                if missing := set(index_T.tolist()) - kept.keys():
+                    raise _undecodable(opened.name, len(missing))
+                if frames_THWC is None or (index_T != index_NT[window - 1]).any():
+                    frames_THWC = np.stack([kept[i] for i in index_T.tolist()])
+                yield frames_THWC
+                window += 1
+                first = index_NT[window, 0] if window < len(index_NT) else np.inf
+                kept = {i: rgb for i, rgb in kept.items() if i >= first}
+        if window < len(index_NT):
+            raise _undecodable(opened.name, len(index_NT) - window)
+
+
+def _rgb(
+    frame: Any, height: int, width: int, *, turned: bool = False
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A decoded frame, upright and scaled.
+
+    Args:
+      frame: of PyAV.
+      height: in pixels.
+      width: in pixels.
+      turned: whether height and width are those of the upright picture; otherwise they are those of the
+        picture as it is stored, perhaps rotated.
+    """
+    quarters = round(frame.rotation / 90)
+    h, w = (width, height) if turned and quarters % 2 else (height, width)
+    rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
+    return np.rot90(rgb, quarters % 4)
+
+
+def _undecodable(name: str, missing: int) -> VideoError:
+    return VideoError(
+        f"{name}: truncated, {missing} of its frames cannot be decoded; fetch it again"
+    )
 
 
 def encode(

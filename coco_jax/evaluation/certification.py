@@ -15,7 +15,7 @@ from coco_jax.config import load_stored
 from coco_jax.data.task import Task, make_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import compare, evidence, predictions, published
-from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation.evaluate import list_predictions, measure, score
 from coco_jax.evaluation.experiment import evaluated_params
 from coco_jax.training.checkpoint import read_json
 from coco_jax.training.step import make_program
@@ -70,7 +70,8 @@ def _write(folder: pathlib.Path, config: ConfigDict, result: Mapping[str, Any]) 
     task = make_task(config)
     program = make_program(task.config, sharding.make_mesh(task.config))
     step, params = evaluated_params(folder, task, program)
-    metrics, rows = evaluate(program, params, task, step)
+    scored = score(program, params, task, step)
+    metrics, rows = measure(scored), list_predictions(scored)
     for name in ("top1", "top5", "confusion"):
         if metrics[name] != result.get(name):
             raise UserError(

@@ -70,19 +70,37 @@ def score_records(
     """Scores of records for all candidates, seen classes first."""
     features = embed_candidates(program, params, task)
     v_ND = embed_videos(program, params, task, indices_N)
+    return _scores(program, params, v_ND, features)
+
+
+def _scores(
+    program: Program, params: Params, v_ND: np.ndarray, features: tuple[Any, ...]
+) -> Float[np.ndarray, "N K"]:
     chunks = np.array_split(v_ND, max(len(v_ND) // 1024, 1))
     return np.concatenate([np.asarray(program.scores(params, v_BD, *features)) for v_BD in chunks])
 
 
-class Evaluation(NamedTuple):
-    """The result of an evaluation."""
+class Scored(NamedTuple):
+    """The scores of a run's tested videos, those of unseen classes first, and where they come from."""
 
-    metrics: dict[str, Any]  # ready for JSON; accuracies are fractions
-    predictions: list[Prediction]  # for each test set, in the order of its videos
+    program: Program
+    params: Params
+    step: int
+    task: Task  # a result of `with_features`
+    features: tuple[Any, ...]  # of the candidates, a result of `embed_candidates`
+    v_ND: Float[np.ndarray, "N D"]  # a result of `embed_videos`
+    scores_NK: Float[np.ndarray, "N K"]  # seen classes first
+    label_N: Int[np.ndarray, " N"]  # of the candidates
+    tau: float  # temperature of the model
 
 
-def evaluate(program: Program, params: Params, task: Task, step: int) -> Evaluation:
-    """All metrics of one run, and its predictions for the videos of unseen classes.
+def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
+    """As `measure(score(...))`."""
+    return measure(score(program, params, task, step))
+
+
+def score(program: Program, params: Params, task: Task, step: int) -> Scored:
+    """Scores all videos that a run is tested on.
 
     Raises:
       LeakError: training is not finished.
@@ -90,42 +108,61 @@ def evaluate(program: Program, params: Params, task: Task, step: int) -> Evaluat
     """
     check_final(step, task.config)
     task = with_features(task, program, params)
-    plan, seen = task.plan, len(task.plan.seen)
-    indices_N = np.concatenate([plan.test_unseen, plan.test_seen])
-    scores_NK = score_records(program, params, task, indices_N)
+    indices_N = np.concatenate([task.plan.test_unseen, task.plan.test_seen])
+    features = embed_candidates(program, params, task)
+    v_ND = embed_videos(program, params, task, indices_N)
+    scores_NK = _scores(program, params, v_ND, features)
     if not np.isfinite(scores_NK).all():
         raise UserError(
             f"step {step}: {np.isnan(scores_NK).mean():.0%} of the scores are not numbers; train again "
             "with a lower config.optimizer.learning_rate or config.model.dtype='float32'"
         )
-    label_N = task.candidate_label[indices_N]
     multihost_utils.sync_global_devices("evaluated")
-
     model = task.config.model
     tau = float(np.clip(np.exp(params["log_tau"]), model.tau_min, model.tau_max))
+    label_N = task.candidate_label[indices_N]
+    return Scored(program, params, step, task, features, v_ND, scores_NK, label_N, tau)
+
+
+def measure(scored: Scored) -> dict[str, Any]:
+    """All metrics of one run, ready for JSON; accuracies are fractions."""
+    task, scores_NK, label_N = scored.task, scored.scores_NK, scored.label_N
+    plan, seen = task.plan, len(task.plan.seen)
     zero_shot_NU = scores_NK[: len(plan.test_unseen), seen:]
     label_U = label_N[: len(plan.test_unseen)] - seen
     predicted_U = metrics.predict(zero_shot_NU, label_U)
     classes = len(plan.unseen)
     by_class = metrics.per_class(predicted_U, label_U, classes)
-    found = {
+    return {
         **_accuracies(task, zero_shot_NU, label_U),
         "per_class": dict(zip(plan.unseen, by_class.tolist(), strict=True)),
         "confusion": metrics.confusion(predicted_U, label_U, classes).tolist(),
         "generalised": (
             metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
         ),
-        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U, tau),
+        "examples": _examples(task, plan.test_unseen, zero_shot_NU, label_U, scored.tau),
         "unseen_classes": list(plan.unseen),
         "unseen_videos": len(plan.test_unseen),
         "seen_videos": len(plan.test_seen),
         "chance": _chance(plan),
-        "step": step,
+        "step": scored.step,
         "descriptions_left_out": task.removed_descriptions,
         "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
-        "temperature": tau,
+        "temperature": scored.tau,
     }
-    return Evaluation(found, _predictions(task, zero_shot_NU, label_U))
+
+
+def list_predictions(scored: Scored) -> list[Prediction]:
+    """The predictions for the videos of unseen classes, in each test set of the run."""
+    task, plan = scored.task, scored.task.plan
+    seen, tested = len(plan.seen), len(plan.test_unseen)
+    zero_shot_NU, label_N = scored.scores_NK[:tested, seen:], scored.label_N[:tested] - seen
+    found = []
+    for name, subset, rows, scores_nk, label_n in _test_sets(plan, zero_shot_NU, label_N):
+        video_ids = [task.dataset.records.video_ids[i] for i in plan.test_unseen[rows]]
+        classes = task.dataset.display_names(subset.classes)
+        found += predictions.of_scores(name, video_ids, classes, scores_nk, label_n)
+    return found
 
 
 def evaluate_validation(program: Program, params: Params, task: Task) -> dict[str, float]:
@@ -211,19 +248,6 @@ def _accuracies(
         "test_sets": list(plan.subsets),
         "groups": groups,
     }
-
-
-def _predictions(
-    task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
-) -> list[Prediction]:
-    """The predictions for the videos of unseen classes, in each test set of a cross-dataset run."""
-    ids, plan = task.dataset.records.video_ids, task.plan
-    found = []
-    for name, subset, rows, scores_nk, label_n in _test_sets(plan, scores_NU, label_N):
-        video_ids = [ids[i] for i in plan.test_unseen[rows]]
-        classes = task.dataset.display_names(subset.classes)
-        found += predictions.of_scores(name, video_ids, classes, scores_nk, label_n)
-    return found
 
 
 def _test_sets(

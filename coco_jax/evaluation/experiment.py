@@ -14,8 +14,8 @@ from coco_jax import files, sharding, weights
 from coco_jax.config import default, load_stored, training_steps
 from coco_jax.data.task import Task, make_task, validation_task
 from coco_jax.errors import UserError
-from coco_jax.evaluation import evidence
-from coco_jax.evaluation.evaluate import evaluate, evaluate_validation
+from coco_jax.evaluation import evidence, explanation
+from coco_jax.evaluation.evaluate import evaluate_validation, list_predictions, measure, score
 from coco_jax.evaluation.results import write_json
 from coco_jax.training import multihost, run_lock
 from coco_jax.training.checkpoint import check_trained, check_unchanged, read_json, restore_params
@@ -173,13 +173,14 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Evaluates parameters, and writes the metrics, the predictions and the evidence."""
     config = task.config
-    metrics, rows = evaluate(program, params, task, step)
+    scored = score(program, params, task, step)
+    metrics, details = measure(scored), explanation.explain(scored)
     metrics = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | metrics
     checksum = evidence.parameters_sha256(program, params)
     if jax.process_index() == 0:
-        # Before result.json, which marks the run as finished.
-        evidence.write(folder, task, metrics, rows, checksum)
-        write_json(folder / "result.json", metrics)
+        write_json(folder / explanation.NAME, details)
+        evidence.write(folder, task, metrics, list_predictions(scored), checksum)
+        write_json(folder / "result.json", metrics)  # last: it marks the run as finished
         _write_scalars(config, folder, step, metrics)
     return metrics
 

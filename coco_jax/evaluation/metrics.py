@@ -1,9 +1,10 @@
 """Metrics: top-k, per class, generalised zero-shot. Accuracies are fractions."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 def top_k(scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], k: int) -> float:
@@ -68,6 +69,30 @@ def generalised(
     Returns:
       `seen`, `unseen`, `harmonic` at offset 0, and `auc`.
     """
+    seen_E, unseen_E, at_zero = _seen_unseen(scores_NK, label_N, seen)
+    return {
+        "seen": at_zero[0],
+        "unseen": at_zero[1],
+        "harmonic": float(harmonic_mean(*at_zero)),
+        "auc": float(np.trapezoid(seen_E, unseen_E)),
+    }
+
+
+def seen_unseen_curve(
+    scores_NK: Float[np.ndarray, "N K"], label_N: Int[np.ndarray, " N"], seen: int
+) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+    """The curve whose area is `auc` in `generalised`, which has the same arguments.
+
+    Returns:
+      Seen and unseen accuracy for offsets from infinity to minus infinity, so unseen accuracy rises.
+    """
+    return _seen_unseen(scores_NK, label_N, seen)[:2]
+
+
+def _seen_unseen(
+    scores_NK: np.ndarray, label_N: np.ndarray, seen: int
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """The curve, and the accuracies at offset 0."""
     is_seen_N = label_N < seen
     own_group_NK = np.where(
         is_seen_N[:, None] == (np.arange(scores_NK.shape[1]) < seen), scores_NK, -np.inf
@@ -82,7 +107,8 @@ def generalised(
 
     def accuracies(offset: float) -> tuple[float, float]:
         as_seen_N = margin_N + offset > 0
-        return weight_N[is_seen_N & as_seen_N].sum(), weight_N[~is_seen_N & ~as_seen_N].sum()
+        at = (weight_N[is_seen_N & as_seen_N].sum(), weight_N[~is_seen_N & ~as_seen_N].sum())
+        return float(at[0]), float(at[1])
 
     # As the offset falls, videos move from seen to unseen, those with equal margins together.
     margins_E, inverse_N = np.unique(margin_N, return_inverse=True)
@@ -90,13 +116,43 @@ def generalised(
     gained_E = np.bincount(inverse_N, weight_N * ~is_seen_N, len(margins_E))
     seen_E = lost_E.sum() - np.concatenate([[0], np.cumsum(lost_E)])
     unseen_E = np.concatenate([[0], np.cumsum(gained_E)])
-    at_zero = accuracies(0.0)
-    return {
-        "seen": float(at_zero[0]),
-        "unseen": float(at_zero[1]),
-        "harmonic": float(harmonic_mean(*at_zero)),
-        "auc": float(np.trapezoid(seen_E, unseen_E)),
-    }
+    return seen_E, unseen_E, accuracies(0.0)
+
+
+class Bin(NamedTuple):
+    """Videos whose confidence is in (low, high]; the means are None if there are none."""
+
+    low: float
+    high: float
+    videos: int
+    confidence: float | None  # mean
+    accuracy: float | None
+
+
+def reliability(
+    confidence_N: Float[np.ndarray, " N"], right_N: Bool[np.ndarray, " N"], bins: int = 15
+) -> tuple[list[Bin], float]:
+    """Calibration: accuracy by confidence, and the expected calibration error (arXiv 1706.04599).
+
+    Args:
+      confidence_N: the highest probability of each video, in [0, 1].
+      right_N: whether that class is the true one.
+      bins: number of bins of equal width.
+
+    Returns:
+      The bins, and the mean over videos of |accuracy - confidence| of their bin.
+    """
+    place_N = np.clip(np.ceil(confidence_N * bins).astype(int) - 1, 0, bins - 1)
+    found, error = [], 0.0
+    for i in range(bins):
+        inside_N = place_N == i
+        confidence = accuracy = None
+        if count := int(inside_N.sum()):
+            confidence = float(confidence_N[inside_N].mean())
+            accuracy = float(right_N[inside_N].mean())
+            error += count / len(right_N) * abs(accuracy - confidence)
+        found.append(Bin(i / bins, (i + 1) / bins, count, confidence, accuracy))
+    return found, error
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -82,13 +82,29 @@ def description_scores(
       Scores in [-1, 1], float32.
     """
     s_BKM = jnp.einsum("bd,kmd->bkm", v_BD, d_KMD)
-    logits_BKM = s_BKM / tau_d
-    if mask_KM is not None:
-        logits_BKM = jnp.where(mask_KM, logits_BKM, -jnp.inf)
-    a_BKM = jax.nn.softmax(logits_BKM)
+    a_BKM = _attention(s_BKM, tau_d, mask_KM)
     gram_KMM = jnp.einsum("kmd,knd->kmn", d_KMD, d_KMD)
     length2_BK = jnp.einsum("bkm,kmn,bkn->bk", a_BKM, gram_KMM, a_BKM)
     return (a_BKM * s_BKM).sum(-1) * jax.lax.rsqrt(length2_BK + 1e-12)
+
+
+def description_weights(
+    v_BD: Float[Array, "B D"],
+    d_KMD: Float[Array, "K M D"],
+    tau_d: float,
+    mask_KM: Bool[Array, "K M"] | None = None,
+) -> Float[Array, "B K M"]:
+    """The attention a_m of `description_scores`, whose arguments it has: sums to 1 over descriptions."""
+    return _attention(jnp.einsum("bd,kmd->bkm", v_BD, d_KMD), tau_d, mask_KM)
+
+
+def _attention(
+    s_BKM: jax.Array, tau_d: float, mask_KM: Bool[Array, "K M"] | None
+) -> Float[Array, "B K M"]:
+    logits_BKM = s_BKM / tau_d
+    if mask_KM is not None:
+        logits_BKM = jnp.where(mask_KM, logits_BKM, -jnp.inf)
+    return jax.nn.softmax(logits_BKM)
 
 
 def description_loss(

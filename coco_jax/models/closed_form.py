@@ -112,6 +112,19 @@ class ClosedForm(nnx.Module):
         width, strength = jnp.exp(constants.log_width[...]), jnp.exp(constants.log_strength[...])
         return ridge.predict(texts_KNW, seen_SNW, seen_SF, weight_N, width, strength)
 
+    def coefficients(self, texts_KNW: Float[Array, "K N W"]) -> Float[Array, "K S"]:
+        """How much the vector of each seen class counts in the predicted vectors of K classes."""
+        constants, seen_SNW = self.constants, self.seen.texts[...]
+        weight_N = jax.nn.softmax(constants.log_weight[...])
+        width = jnp.exp(constants.log_width[...])
+        mean_NW = seen_SNW.mean(0)
+        x_KNW, y_SNW = ridge.centre(texts_KNW, mean_NW), ridge.centre(seen_SNW, mean_NW)
+        return ridge.coefficients(
+            ridge.gaussian_kernel(x_KNW, y_SNW, weight_N, width),
+            ridge.gaussian_kernel(y_SNW, y_SNW, weight_N, width),
+            jnp.exp(constants.log_strength[...]),
+        )
+
     def _compare(
         self, v_BF: Float[Array, "B F"], v_KF: Float[Array, "K F"], seen_SF: Float[Array, "S F"]
     ) -> Float[Array, "B K"]:

@@ -32,11 +32,17 @@ class Attend(nnx.Module):
         self, q_QD: Float[Array, "Q D"], kv_KD: Float[Array, "K D"]
     ) -> Float[Array, "Q D"]:
         """Reconstructs each of Q queries from K keys and values; the result is not normalised."""
-        q_HQE, k_HKE = self._heads(q_QD, "query"), self._heads(kv_KD, "key")
-        logits_HQK = jnp.einsum("hqe,hke->hqk", normalise(q_HQE), normalise(k_HKE)) / self.tau_r
-        mixed_HQE = jax.nn.softmax(logits_HQK) @ self._heads(kv_KD, "value")
+        mixed_HQE = self.weights(q_QD, kv_KD) @ self._heads(kv_KD, "value")
         mixed_QD = rearrange(mixed_HQE, "h q e -> q (h e)")
         return mixed_QD @ self.out[...] if self.learned else mixed_QD
+
+    def weights(
+        self, q_QD: Float[Array, "Q D"], kv_KD: Float[Array, "K D"]
+    ) -> Float[Array, "H Q K"]:
+        """The attention of each head: sums to 1 over the keys."""
+        q_HQE, k_HKE = self._heads(q_QD, "query"), self._heads(kv_KD, "key")
+        logits_HQK = jnp.einsum("hqe,hke->hqk", normalise(q_HQE), normalise(k_HKE)) / self.tau_r
+        return jax.nn.softmax(logits_HQK)
 
     def _heads(self, x_KD: jax.Array, name: str) -> jax.Array:
         if self.learned:

@@ -66,9 +66,16 @@ def solve(
       v_SF: V, the vectors of the seen classes.
       strength: of the regularisation, more than 0.
     """
-    factor = jax.scipy.linalg.cho_factor(gram_SS + strength * jnp.eye(len(gram_SS)))
     # There are usually fewer classes to predict (K) than values in a vector (F).
-    return normalise(jax.scipy.linalg.cho_solve(factor, k_KS.T).T @ v_SF)
+    return normalise(coefficients(k_KS, gram_SS, strength) @ v_SF)
+
+
+def coefficients(
+    k_KS: Float[Array, "K S"], gram_SS: Float[Array, "S S"], strength: Float[Array, ""] | float
+) -> Float[Array, "K S"]:
+    """k (G + strength I)^-1: the share of each seen class in the vectors of K classes; any sign."""
+    factor = jax.scipy.linalg.cho_factor(gram_SS + strength * jnp.eye(len(gram_SS)))
+    return jax.scipy.linalg.cho_solve(factor, k_KS.T).T
 
 
 def predict(

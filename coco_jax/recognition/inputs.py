@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from coco_jax.data import starter
 from coco_jax.errors import UserError
 from coco_jax.files import LIST_LIMIT, parse_json, read_text
 
@@ -47,7 +48,7 @@ def _check_texts(texts: Sequence[str], limit: int, what: str) -> None:
 
 
 def read_actions(listed: str | None, file: str | None) -> list[str]:
-    """The candidates: from a comma-separated list, or from a file.
+    """The candidates: from a comma-separated list, or from a file; "all" is the corpus of the package.
 
     A file has one action a line, or is a CSV file with a column `action`.
 
@@ -56,6 +57,8 @@ def read_actions(listed: str | None, file: str | None) -> list[str]:
     """
     if (listed is None) == (file is None):
         raise UserError('give the candidates with either --actions="x,y" or --actions_file=FILE')
+    if listed is not None and listed.strip() == "all":
+        return list(starter.load())
     if file is None:
         actions = (
             [name.strip() for name in (listed or "").split(",")] if (listed or "").strip() else []

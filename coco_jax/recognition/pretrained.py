@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax import presets
@@ -42,8 +42,7 @@ from coco_jax.recognition.parts import (
     video_tower,
 )
 from coco_jax.recognition.ranking import Path, VideoRanker
-
-WINDOW = 2.56  # seconds that I3D sees: 64 frames
+from coco_jax.recognition.timeline import WINDOW
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
 # HUBNESS are round numbers that were checked there. TEMPERATURE, RIVAL and THRESHOLD were chosen there,
@@ -349,44 +348,50 @@ class PretrainedRecognizer(VideoRanker):
         hits = self._names.hits(name)  # as in `starter.find`
         return self._row_of[hits[0]] if len(hits) == 1 else None
 
-    def embed_video(self, path: Path) -> Float[np.ndarray, " F"]:
-        """The vector of a video that is compared with prototypes.
+    def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B F"]:
+        """The vectors of windows that are compared with prototypes.
 
-        It is the mean over windows of: the feature minus the origin (where all logits are equal), as a
-        unit vector, plus `POSTERIOR_WEIGHT` times the mean of the seen prototypes, weighted by the class
-        probabilities of the classifier.
+        A vector is the feature minus the origin (where all logits are equal), as a unit vector, plus
+        `POSTERIOR_WEIGHT` times the mean of the seen prototypes, weighted by the class probabilities of
+        the classifier.
+        """
+        classifier = self._classifier
+        feature_BF = np.asarray(self._embed(self._params, clips_BTHWC))
+        logits_BS = feature_BF @ classifier.kernel + classifier.bias
+        posterior_BS = np.exp(logits_BS - logits_BS.max(1, keepdims=True))
+        posterior_BS /= posterior_BS.sum(1, keepdims=True)
+        v_BF = unit(feature_BF - self._origin_F)
+        v_BF += self.settings.posterior_weight * (posterior_BS @ self._seen_SF)
+        return v_BF.astype(np.float32)
+
+    def clip_reader(self, clips: int | None = None) -> ClipReader:
+        """Reads windows of 64 frames, evenly spread over a video; by default `windows` of them."""
+        return ClipReader(_clip_config(clips or self.windows), training=False)
+
+    def clips_of(self, path: Path) -> int:
+        """The number of windows from which the vector of a video is made.
 
         Raises:
-          VideoError: the file cannot be decoded.
+          VideoError: the file cannot be read.
         """
-        total_F = np.zeros(self._seen_SF.shape[1], np.float32)
-        classifier, count = self._classifier, self.windows_of(videos.probe(path).duration)
-        reader = ClipReader(_clip_config(count), training=False)
-        for window in range(count):
-            clip = reader.read(path, window)
-            feature_F = np.asarray(self._embed(self._params, clip[None]))[0]
-            logits_S = feature_F @ classifier.kernel + classifier.bias
-            posterior_S = np.exp(logits_S - logits_S.max())
-            posterior_S /= posterior_S.sum()
-            total_F += unit(feature_F - self._origin_F)
-            total_F += self.settings.posterior_weight * (posterior_S @ self._seen_SF)
-        return total_F / count
+        return self.windows_of(videos.probe(path).duration)
+
+    def pool(self, v_XF: Float[np.ndarray, "X F"]) -> Float[np.ndarray, " F"]:
+        """The vector of a video: the mean over its windows."""
+        return v_XF.mean(0)
 
     def windows_of(self, duration: float) -> int:
         """The number of windows for a video of `duration` seconds: no more than cover it."""
         return min(self.windows, max(int(np.ceil(duration / WINDOW)), 1))
 
-    def raw_scores(self, path: Path, candidates: Prototypes) -> Float[np.ndarray, " K"]:
+    def compare(
+        self, v_XF: Float[np.ndarray, "*X F"], candidates: Prototypes
+    ) -> Float[np.ndarray, "*X K"]:
         """The logits of the candidates, minus the `RIVAL`-th highest logit among the corpus's actions.
 
-        Raises:
-          VideoError: the file cannot be decoded.
+        Args:
+          v_XF: vectors of videos or windows.
+          candidates: the result of `embed_actions`.
         """
-        return self.compare(self.embed_video(path), candidates)
-
-    def compare(
-        self, v_F: Float[np.ndarray, " F"], candidates: Prototypes
-    ) -> Float[np.ndarray, " K"]:
-        """As `raw_scores`, for the result of `embed_video`."""
-        logit_K, logit_A = (x.v_KF @ v_F - x.penalty_K for x in (candidates, self._corpus))
-        return logit_K - np.partition(logit_A, -RIVAL)[-RIVAL]
+        logit_XK, logit_XA = (v_XF @ x.v_KF.T - x.penalty_K for x in (candidates, self._corpus))
+        return logit_XK - np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]

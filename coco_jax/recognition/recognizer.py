@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax import sharding, weights
@@ -188,28 +188,42 @@ class Recognizer(VideoRanker):
         ]
         return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
-    def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
-        """The unit vector of a video: the mean over `config.data.views` clips, as in evaluation.
+    def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B D"]:
+        """The unit vectors of clips."""
+        return np.asarray(self.program.embed_videos(self.params, clips_BTHWC), np.float32)
 
-        Raises:
-          VideoError: the file cannot be decoded.
-        """
-        reader = ClipReader(self.config, training=False)
-        clips = [reader.read(path, view) for view in range(self.config.data.views)]
-        v_VD = [np.asarray(self.program.embed_videos(self.params, clip[None]))[0] for clip in clips]
-        v_D = np.mean(v_VD, axis=0)
+    def clip_reader(self, clips: int | None = None) -> ClipReader:
+        """Reads clips as evaluation does; by default `config.data.views` of each video."""
+        if clips in (None, self.config.data.views):
+            return ClipReader(self.config, training=False)
+        config = self.config.copy_and_resolve_references()
+        config.data.views = clips
+        return ClipReader(config, training=False)
+
+    def clips_of(self, path: Path) -> int:
+        """`config.data.views`, as in evaluation; the file is not opened."""
+        return self.config.data.views
+
+    def pool(self, v_XD: Float[np.ndarray, "X D"]) -> Float[np.ndarray, " D"]:
+        """The vector of a video: the mean over its clips, of unit length."""
+        v_D = v_XD.mean(0)
         return v_D / np.linalg.norm(v_D)
 
-    def raw_scores(self, path: Path, candidates: Candidates) -> Float[np.ndarray, " K"]:
+    def compare(
+        self, v_XD: Float[np.ndarray, "*X D"], candidates: Candidates
+    ) -> Float[np.ndarray, "*X K"]:
         """The model's scores, in [-1, 1] (docs/method.md).
 
-        Raises:
-          VideoError: the file cannot be decoded.
+        Args:
+          v_XD: unit vectors of videos or clips.
+          candidates: the result of `embed_actions`.
         """
-        v_1D = self.embed_video(path)[None]
+        v_BD = v_XD.reshape(-1, v_XD.shape[-1])
+        filled_BD = _pad(v_BD, 1 << (len(v_BD) - 1).bit_length())  # few different shapes
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
-        score_K = np.asarray(self.program.scores(self.params, v_1D, *features))[0]
-        return score_K[: len(candidates.names)]
+        score_BK = np.asarray(self.program.scores(self.params, filled_BD, *features))
+        score_BK = score_BK[: len(v_BD), : len(candidates.names)]
+        return score_BK.reshape(*v_XD.shape[:-1], -1)
 
     @property
     def temperature(self) -> float:

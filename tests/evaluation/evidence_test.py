@@ -17,7 +17,7 @@ from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids, make_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import bootstrap, certification, compare, evidence, predictions
-from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation.evaluate import list_predictions, measure, score
 from coco_jax.evaluation.experiment import run
 from coco_jax.evaluation.predictions import Prediction
 from coco_jax.evaluation.results import write_json
@@ -44,7 +44,8 @@ def write(model, tmp_path_factory):
 
     def evaluated(task, params=params) -> pathlib.Path:
         folder = tmp_path_factory.mktemp("run")
-        metrics, rows = evaluate(program, params, task, task.config.optimizer.steps)
+        scored = score(program, params, task, task.config.optimizer.steps)
+        metrics, rows = measure(scored), list_predictions(scored)
         evidence.write(folder, task, metrics, rows, evidence.parameters_sha256(program, params))
         write_json(folder / "result.json", metrics)
         return folder

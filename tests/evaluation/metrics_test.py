@@ -88,3 +88,41 @@ def test_generalised_of_a_perfect_and_of_an_always_wrong_model():
 def test_mean_std_uses_the_sample_standard_deviation():
     assert metrics.mean_std([1.0, 3.0]) == {"mean": 2, "std": pytest.approx(2**0.5), "runs": [1, 3]}
     assert metrics.mean_std([0.5])["std"] == 0
+
+
+@given(st.integers(0, 10_000))
+def test_curve_has_the_area_and_contains_the_point_without_offset(seed):
+    scores_NK, label_N, seen = scores_and_labels(seed)
+    seen_E, unseen_E = metrics.seen_unseen_curve(scores_NK, label_N, seen)
+    got = metrics.generalised(scores_NK, label_N, seen)
+    assert np.trapezoid(seen_E, unseen_E) == pytest.approx(got["auc"])
+    assert unseen_E[0] == 0 and seen_E[-1] == pytest.approx(0)
+    assert (np.diff(unseen_E) >= 0).all() and (np.diff(seen_E) <= 0).all()
+    distance_E = np.hypot(seen_E - got["seen"], unseen_E - got["unseen"])
+    assert distance_E.min() < 1e-9
+
+
+@given(st.integers(0, 10_000), st.integers(1, 20))
+def test_reliability_equals_a_loop_over_videos(seed, bins):
+    rng = np.random.default_rng(seed)
+    confidence_N, right_N = rng.random(50).round(2), rng.random(50) < 0.6
+    found, error = metrics.reliability(confidence_N, right_N, bins)
+    want, gap = 0, 0.0
+    for k, each in enumerate(found):
+        inside = [
+            n for n, c in enumerate(confidence_N.tolist())
+            if each.low < c <= each.high or (k == 0 and c == 0)
+        ]  # fmt: skip
+        assert each.videos == len(inside)
+        want += len(inside)
+        if inside:
+            assert each.confidence == pytest.approx(confidence_N[inside].mean())
+            assert each.accuracy == pytest.approx(right_N[inside].mean())
+            gap += len(inside) / 50 * abs(right_N[inside].mean() - confidence_N[inside].mean())
+    assert want == 50 and error == pytest.approx(gap)
+
+
+def test_calibration_error_is_0_if_confidence_is_the_accuracy_and_1_if_all_are_sure_and_wrong():
+    right_N = np.arange(100) % 4 > 0
+    assert metrics.reliability(np.full(100, 0.75), right_N)[1] == pytest.approx(0)
+    assert metrics.reliability(np.ones(10), np.zeros(10, bool))[1] == 1

@@ -15,18 +15,16 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import flags
 
 import coco_jax
 from coco_jax import predict, weights
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError, reported
-from coco_jax.recognition.inputs import check_actions
-from coco_jax.recognition.ranking import VideoRanker
 from coco_jax.weights import files
 from coco_jax.weights.table import family_of
 from tests.helpers import hostile
+from tests.helpers.rankers import ColourRanker
 
 MARK = "/hostile-case/"  # a path that does not exist: its opening marks the next case for strace
 
@@ -41,25 +39,8 @@ class Outcome(NamedTuple):
     megabytes: float  # the largest resident memory of this process, or of a child, so far
 
 
-class Candidates(NamedTuple):
-    """The names of actions."""
-
-    names: tuple[str, ...]
-
-
-class Decoder(VideoRanker):
+class Decoder(ColourRanker):
     """Reads videos as recognisers do, and gives all actions the same score."""
-
-    training_data = "nothing"
-    temperature = 1.0
-
-    def embed_actions(self, actions, descriptions=None):
-        check_actions(actions)
-        return Candidates(tuple(actions))
-
-    def raw_scores(self, path, candidates):
-        videos.decode(path, lambda info: np.linspace(0, info.duration, 16), short_side=64)
-        return np.zeros(len(candidates.names))
 
 
 def run(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] | None) -> Outcome:

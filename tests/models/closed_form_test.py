@@ -139,3 +139,12 @@ def test_only_constants_have_gradients(data):
 @pytest.mark.parametrize(("seen", "share", "count"), [(300, 0.25, 75), (3, 0.01, 1), (3, 0.99, 2)])
 def test_an_episode_holds_out_some_but_not_all_classes(seen, share, count):
     assert held_out_classes(seen, share) == count
+
+
+def test_coefficients_of_the_seen_vectors_give_the_predicted_vectors(data):
+    config = make_config()
+    model = make_model(config, data)
+    texts = jnp.asarray(data["pool"], jnp.float32)
+    seen_v = unit(data["videos"] - data["videos"].mean(0))
+    got = unit(np.asarray(model.coefficients(texts)) @ seen_v)
+    np.testing.assert_allclose(got, predict(config, data["pool"], data["texts"], seen_v), atol=1e-4)

@@ -1,27 +1,28 @@
 """Ranking by raw scores: the row "none of these", and one recogniser in several threads."""
 
 import concurrent.futures
+import dataclasses
+import struct
 import sys
-import types
 
 import numpy as np
 import pytest
 
 from coco_jax.data import action_names
 from coco_jax.errors import UserError
-from coco_jax.recognition.ranking import NONE, VideoRanker
+from coco_jax.recognition.ranking import NONE, Ranked
+from tests.helpers import hostile
+from tests.helpers.rankers import ColourRanker, coloured
 
 
-class FixedScores(VideoRanker):
+class FixedScores(ColourRanker):
     """A recogniser that gives the same raw scores for every video."""
 
     temperature = 0.5
 
     def __init__(self, scores):
+        super().__init__()
         self.scores = scores
-
-    def embed_actions(self, actions, descriptions=None):
-        return types.SimpleNamespace(names=tuple(actions))
 
     def raw_scores(self, path, candidates):
         return np.array([self.scores[name] for name in candidates.names])
@@ -91,3 +92,85 @@ def test_threads_read_names_as_one_thread_does():
             assert found == [want] * 4
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Videos of one colour, one that changes, and a file that is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "red.mp4").write_bytes(coloured(("red", 4)))
+    (folder / "blue.mp4").write_bytes(coloured(("blue", 4)))
+    (folder / "both.mp4").write_bytes(coloured(("red", 4), ("blue", 8)))
+    (folder / "x.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_recognize_gives_a_typed_result_for_each_video_and_the_reason_for_a_broken_one(folder):
+    paths = [folder / "red.mp4", folder / "x.mp4", str(folder / "blue.mp4")]
+    red, broken, blue = ColourRanker().recognize(paths, ["blue", "red", "green"], top=2)
+    assert (red.best.action, blue.best.action) == ("red", "blue") and len(red.actions) == 2
+    assert red.video == str(paths[0]) and red.error is None
+    assert broken.actions == () and "x.mp4: not a video" in broken.error
+    with pytest.raises(UserError, match=r"x\.mp4: not a video"):
+        broken.best  # noqa: B018
+    assert broken.as_dict() == {"video": str(paths[1]), "error": broken.error}
+    first = {"action": "red", "score": red.best.score}
+    assert red.as_dict()["actions"][0] == first and isinstance(red.best, Ranked)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        red.video = "other"
+
+
+def test_recognize_and_rank_agree(folder):
+    actions = ["blue", "red"]
+    (found,) = ColourRanker().recognize([folder / "both.mp4"], actions, threshold=0.1)
+    (ranked,) = ColourRanker().rank([folder / "both.mp4"], actions, threshold=0.1)
+    assert list(found.actions) == ranked and len(ranked) == 3
+
+
+def test_vectors_of_videos_are_means_over_their_clips(folder):
+    """With two clips, one in the middle of each half of the possible starts, of 12 s."""
+    ranker = ColourRanker()
+    v_ND = ranker.embed_videos([folder / "red.mp4", folder / "both.mp4"])
+    assert v_ND.shape == (2, 3) and v_ND.dtype == np.float32
+    np.testing.assert_allclose(v_ND[0], [1, 0, 0], atol=0.03)
+    # The clips last 2.1 s and start at 2.475 and 7.425 s: 6 of the first 8 frames are red.
+    np.testing.assert_allclose(v_ND[1], [6 / 16, 0, 10 / 16], atol=0.03)
+    with pytest.raises(UserError, match="no videos to embed"):
+        ranker.embed_videos([])
+
+
+def test_clips_with_the_same_frames_are_embedded_once(folder, tmp_path):
+    """A video of two frames that lasts 400 s, as a broken camera makes."""
+    ranker = ColourRanker()
+    path = tmp_path / "slow.gif"
+    hostile_gif = hostile.gif(32, 24, frames=2)
+    path.write_bytes(
+        hostile_gif.replace(b"\x04" + struct.pack("<H", 10), b"\x04" + struct.pack("<H", 20_000))
+    )
+    windows = ranker.embed_windows(path)
+    assert windows.duration == pytest.approx(400, abs=1) and len(windows.starts_T) > 300
+    assert ranker.clips < 20 and len(windows.v_TD) == len(windows.starts_T)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8])
+def test_vectors_do_not_depend_on_the_batch(folder, batch):
+    ranker = ColourRanker()
+    ranker.clip_batch = batch
+    got = ranker.embed_windows(folder / "both.mp4", 0.5)
+    want = ColourRanker().embed_windows(folder / "both.mp4", 0.5)
+    np.testing.assert_allclose(got.v_TD, want.v_TD, atol=1e-6)
+    assert ranker.batches == -(-ranker.clips // batch)
+
+
+def test_threads_recognise_as_one_thread_does(untrained, video_path):
+    """Typed results and timelines of one model in four threads."""
+    actions = ["juggling", "rope skipping", "swimming"]
+
+    def call(n):
+        if n % 2:
+            return untrained.timeline(video_path, actions, stride=0.2)
+        return untrained.recognize([video_path] * 2, actions)
+
+    want = [call(0), call(1)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(12))) == want * 6

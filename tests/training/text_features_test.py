@@ -97,7 +97,7 @@ def test_run_with_a_frozen_tower_trains_the_other_parameters_and_evaluates(froze
     }
     assert not [name for name in moved if name.startswith("text/") and moved[name]]
     assert moved["text_out/kernel"] and moved["video/embed/kernel"]
-    metrics = evaluate(program, state.params, task, 3).metrics
+    metrics = evaluate(program, state.params, task, 3)
     assert 0 <= metrics["top1"] <= 1
     (folder,) = (pathlib.Path(config.data.dir) / "text_features").iterdir()
     about = json.loads((folder / "about.json").read_text())

@@ -27,9 +27,7 @@ RUN = "full/split1/seed0"
 @pytest.fixture
 def validated(tiny):
     """A function that makes tiny configs for the protocol `validation`."""
-    return lambda **changes: tiny(
-        protocol="validation", validation_classes=4, mesh__data=1, **changes
-    )
+    return lambda **changes: tiny(protocol="validation", validation_classes=4, **changes)
 
 
 def history(folder) -> dict:
@@ -147,7 +145,7 @@ def test_validation_classes_of_a_split_are_other_classes_than_seen_and_tested_on
     tiny, tmp_path, monkeypatch
 ):
     """As in Kinetics-ZSAR: neither trained on nor tested; they are the only candidates."""
-    config = tiny(eval__every=3, mesh__data=1, ablation="label+desc")
+    config = tiny(eval__every=3, ablation="label+desc")
     dataset = datasets.load("motion_zsar", config.data.dir)
     split = dataset.class_splits["1"]
     held_out = list(split["seen"][:6])

@@ -26,11 +26,7 @@ from coco_jax.errors import UserError
 from coco_jax.printing import printable
 from tfds_builders.common import archives
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".ogg", ".flv", ".wmv",
-     ".asf", ".3gp", ".ts", ".m2ts", ".mts", ".vob", ".mxf", ".gif", ".apng", ".ivf", ".y4m", ".rm",
-     ".f4v", ".divx", ".dv")
-)  # fmt: skip
+VIDEO_SUFFIXES = videos.SUFFIXES
 MIN_BROKEN = 3  # broken videos that a split may always have, however small it is
 MAX_SKIPPED = 20  # names of skipped files in report.json and in the printed summary
 JPEG_QUALITY = 92

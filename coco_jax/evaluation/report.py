@@ -1,0 +1,517 @@
+"""A report of runs as one HTML page that needs no network; `coco-jax report` calls it."""
+
+import importlib.util
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from coco_jax.config import load_stored
+from coco_jax.data import dataset as datasets
+from coco_jax.data.clip_reader import stored
+from coco_jax.errors import UserError
+from coco_jax.evaluation import html, results
+from coco_jax.evaluation.html import Element, Number, decimal, element, percent
+from coco_jax.training.checkpoint import read_json
+
+DETAILS = "details.json"
+MAX_RUNS = 2_000  # of one experiment
+MAX_CLIPS = 16  # videos with frames, one for each unseen class
+MAX_MISTAKES = 12
+# What the JSON files have, as far as it is drawn: see `conforms`.
+_MEAN = {"mean": float, "std": float, "runs": [float, ...]}
+_SUMMARY = {
+    "dataset": str,
+    "pool": str,
+    "chance": float,
+    "unseen_classes": [int, ...],
+    "unseen_videos": [int, ...],
+    "splits": [str],
+    "seeds": [int],
+    "config": dict,
+    "ablations": {
+        str: {
+            "top1": _MEAN,
+            "top5": (_MEAN, None),
+            "generalised": dict.fromkeys(results.GENERALISED, (float, None)),
+            "ridge": ({kind: {"top1": _MEAN, "difference": _MEAN} for kind in results.RIDGE}, None),
+        }
+    },
+}
+_RESULT = {
+    "ablation": str,
+    "split": str,
+    "seed": int,
+    "top1": float,
+    "per_class": {str: (float, None)},
+    "confusion": [[int]],
+    "unseen_classes": [str, ...],
+    "unseen_videos": int,
+    "generalised": (dict.fromkeys(results.GENERALISED, float), None),
+    "examples": [
+        {
+            "action": str,
+            "record": int,
+            "video_id": str,
+            "top": [{"action": str, "share": (float, None)}],
+        }
+    ],
+}
+_DETAILS = {
+    "calibration": {
+        "bins": [
+            {
+                "low": float,
+                "high": float,
+                "videos": int,
+                "confidence": (float, None),
+                "accuracy": (float, None),
+            }
+        ],
+        "error": float,
+        "temperature": float,
+    },
+    "curve": ({"seen": [float], "unseen": [float]}, None),
+    "nearest": {str: [{"action": str, "cosine": float}]},
+    "rebuilt": ({str: [{"action": str, "weight": float}]}, None),
+    "captions": (
+        [
+            {
+                "video_id": str,
+                "action": str,
+                "predicted": str,
+                "of": {str: [{"text": str, "weight": float}]},
+            }
+        ],
+        None,
+    ),
+}
+
+
+class Run(NamedTuple):
+    """An evaluated run."""
+
+    folder: pathlib.Path
+    result: dict[str, Any]  # result.json
+    details: dict[str, Any] | None  # details.json; runs of older versions have none
+
+    @property
+    def name(self) -> str:
+        """Its ablation, split and seed."""
+        result = self.result
+        return f"{result['ablation']}, split {result['split']}, seed {result['seed']}"
+
+
+class Experiment(NamedTuple):
+    """The runs of a folder and their summary."""
+
+    folder: pathlib.Path
+    summary: dict[str, Any]  # as in results.json
+    runs: list[Run]
+
+    @property
+    def first_runs(self) -> list[Run]:
+        """The first run of every ablation."""
+        first: dict[str, Run] = {}
+        for run in self.runs:
+            first.setdefault(run.result["ablation"], run)
+        return list(first.values())
+
+
+def load(folder: pathlib.Path) -> Experiment:
+    """Reads the results of an experiment (a folder with results.json) or of one of its runs.
+
+    Raises:
+      UserError: the folder has neither results.json nor result.json, or one is damaged.
+    """
+    if (folder / "results.json").is_file():
+        summary = _read(folder / "results.json", _SUMMARY)
+        runs = list(_runs(folder, summary))
+        if not runs:
+            raise UserError(f"{folder}: no folder of a run below it has result.json; train again")
+        return Experiment(folder, summary, runs)
+    if (folder / "result.json").is_file():
+        run = _run(folder)
+        config = load_stored(read_json(folder / "config.json"), str(folder / "config.json"))
+        return Experiment(folder, results.summarise([run.result], config.to_dict()), [run])
+    found = sorted(str(path.parent) for path in folder.glob("*/results.json"))
+    hint = f"such as {', '.join(found[:4])}" if found else "as `coco-jax train` writes it"
+    raise UserError(
+        f"{folder}: no results.json or result.json here; give the folder of a finished experiment or "
+        f"run, {hint}"
+    )
+
+
+def _runs(folder: pathlib.Path, summary: dict[str, Any]) -> Iterator[Run]:
+    """The runs that the summary is about, in its order."""
+    found = {}
+    for path in sorted(folder.glob("*/split*/seed*/result.json"))[:MAX_RUNS]:
+        run = _run(path.parent)
+        found[run.result["ablation"], run.result["split"], run.result["seed"]] = run
+    for ablation in summary["ablations"]:
+        for split in summary["splits"]:
+            for seed in summary["seeds"]:
+                if (ablation, split, seed) in found:
+                    yield found[ablation, split, seed]
+
+
+def _run(folder: pathlib.Path) -> Run:
+    result = _read(folder / "result.json", _RESULT)
+    classes = len(result["unseen_classes"])
+    if [len(row) for row in result["confusion"]] != [classes] * classes:
+        raise UserError(
+            f"{folder / 'result.json'}: the confusion matrix does not fit the classes; evaluate again"
+        )
+    path = folder / DETAILS
+    return Run(folder, result, _read(path, _DETAILS) if path.is_file() else None)
+
+
+def _read(path: pathlib.Path, form: Any) -> dict[str, Any]:
+    value = read_json(path)
+    if not conforms(value, form):
+        raise UserError(
+            f"{path}: not as this version of coco_jax writes it; remove result.json and evaluate again "
+            "(coco-jax evaluate)"
+        )
+    return value
+
+
+def conforms(value: Any, form: Any) -> bool:
+    """Whether a JSON value has a form.
+
+    A form is a type (`float` is any finite number), None, a tuple of alternatives, a list with the form
+    of all items (and `...` if there must be some), or a dictionary: of the form of each key, or
+    `{str: form of all values}`.
+    """
+    match form:
+        case None:
+            return value is None
+        case tuple():
+            return any(conforms(value, option) for option in form)
+        case list():
+            is_filled = bool(value) or ... not in form
+            return (
+                isinstance(value, list)
+                and is_filled
+                and all(conforms(item, form[0]) for item in value)
+            )
+        case dict():
+            if not isinstance(value, dict):
+                return False
+            if str in form:
+                return all(conforms(item, form[str]) for item in value.values())
+            return all(conforms(value.get(key), part) for key, part in form.items())
+        case _ if form is int:
+            return type(value) is int and abs(value) < 1 << 53
+        case _ if form is float:
+            return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is form
+
+
+def draw(folders: Sequence[pathlib.Path], clips: bool = True) -> str:
+    """The page.
+
+    Args:
+      folders: of experiments or of runs.
+      clips: also show frames of videos, if the dataset is there.
+
+    Raises:
+      UserError: see `load`.
+    """
+    experiments = [load(folder) for folder in folders]
+    sections = [_experiment(i, each, clips) for i, each in enumerate(experiments)]
+    links = [
+        element("li", element("a", title, href=f"#{name}"))
+        for section in sections
+        for name, title in _anchors(section)
+    ]
+    names = ", ".join(dict.fromkeys(each.summary["dataset"] for each in experiments))
+    contents = element("nav", element("ul", *links), aria_label="Contents")
+    return html.page(f"Zero-shot action recognition: {names}", contents, *sections)
+
+
+def _anchors(section: Element) -> Iterator[tuple[str, str]]:
+    for head in section.iter("h2"):
+        yield head.get("id", ""), "".join(head.itertext())
+
+
+def _experiment(number: int, experiment: Experiment, clips: bool) -> Element:
+    """All sections of an experiment; their anchors have its number."""
+    first = experiment.first_runs
+    last = first[-1]
+
+    def part(name: str, title: str, *content: Element | None) -> Element:
+        return element("section", element("h2", title, id=f"{name}-{number}"), *content)
+
+    return element(
+        "section",
+        part("results", f"Results of {experiment.folder}", *_ablations(experiment.summary)),
+        part("classes", "Accuracy of each unseen class", _classes(experiment.runs)),
+        part("confusion", "Confusion of unseen classes", *map(_confusion, first)),
+        part("texts", "Seen actions behind unseen ones", *_each(first, _neighbours)),
+        part("captions", "Captions that videos attend to", *_each(first, _captions)),
+        part("curves", "Calibration, seen against unseen accuracy", *_each(first, _curves)),
+        part("clips", f"Videos ({last.name})", *_clips(last, clips)),
+        aria_label=str(experiment.folder),
+    )
+
+
+def _ablations(summary: dict[str, Any]) -> list[Element]:
+    ablations = summary["ablations"]
+    shown = [
+        field
+        for field in results.GENERALISED
+        if any(got["generalised"][field] is not None for got in ablations.values())
+    ]
+    ridge = [kind for kind in results.RIDGE if all(got["ridge"] for got in ablations.values())]
+    head = ["ablation", "top-1", "std", "runs", "top-5", *shown]
+    for kind in ridge:
+        head += [f"{kind} ridge", "difference"]
+    rows = []
+    for name, got in ablations.items():
+        top1, top5 = got["top1"], got["top5"]
+        count = len(top1["runs"])
+        row: list[html.Cell] = [name, percent(top1["mean"])]
+        row += [percent(top1["std"] if count > 1 else None), Number(count, str(count))]
+        row += [percent(top5 and top5["mean"])]
+        row += [percent(got["generalised"][field]) for field in shown]
+        for kind in ridge:
+            row += [percent(got["ridge"][kind][field]["mean"]) for field in ("top1", "difference")]
+        rows.append(row)
+    caption = (
+        "In percent; std is the standard deviation over the runs. seen, unseen, harmonic and auc: with "
+        "seen and unseen candidates together (generalised zero-shot), means over classes."
+    )
+    values = {name: got["top1"]["runs"] for name, got in ablations.items()}
+    drawing = html.dots("Top-1 accuracy of every run", values, summary["chance"])
+    return [
+        element("p", results.heading(summary)),
+        html.table(caption, head, rows),
+        html.figure(
+            drawing,
+            "Top-1 accuracy in percent: a dot for each run, a bar at the mean; the dashed line is "
+            "chance.",
+        ),
+    ]
+
+
+def _classes(runs: Sequence[Run]) -> Element:
+    """Accuracy of each class in each ablation, over the runs in which it is unseen."""
+    ablations = list(dict.fromkeys(run.result["ablation"] for run in runs))
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for name, accuracy in run.result["per_class"].items():
+            if accuracy is not None:
+                of_class = found.setdefault(name, {})
+                of_class.setdefault(run.result["ablation"], []).append(accuracy)
+    rows: list[list[html.Cell]] = []
+    for name in sorted(found):
+        cells = [_mean(found[name].get(ablation, [])) for ablation in ablations]
+        rows.append([name, *cells])
+    caption = (
+        "Accuracy in percent: mean ± standard deviation over the runs in which the class is unseen, and "
+        "their number. Press the name of a column to sort by it."
+    )
+    return html.table(caption, ["action", *ablations], rows)
+
+
+def _mean(values: Sequence[float]) -> Number:
+    if not values:
+        return Number(None, "-")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return percent(mean)
+    return Number(mean, f"{100 * mean:.1f} ± {100 * np.std(values, ddof=1):.1f} ({len(values)})")
+
+
+def _confusion(run: Run) -> Element:
+    names = run.result["unseen_classes"]
+    counts_KK = np.array(run.result["confusion"])
+    total_K = counts_KK.sum(1)
+    title = f"{run.name}: top-1 {100 * run.result['top1']:.1f}"
+    drawing = html.confusion(counts_KK, names, f"Confusion matrix of {title}")
+    mistakes = counts_KK - np.diag(np.diag(counts_KK))
+    worst = np.argsort(-mistakes, axis=None, kind="stable")[:MAX_MISTAKES]
+    rows: list[list[html.Cell]] = []
+    for true, guess in zip(*np.unravel_index(worst, mistakes.shape), strict=True):
+        if count := int(mistakes[true, guess]):
+            share = percent(count / total_K[true])
+            rows.append([names[true], names[guess], Number(count, str(count)), share])
+    head = ("action", "predicted as", "videos", "percent of its videos")
+    return element(
+        "details",
+        element("summary", title),
+        html.figure(
+            drawing, "Rows: the true action; columns: the predicted one; darker: a larger share."
+        ),
+        html.table("The most frequent mistakes", head, rows) if rows else None,
+        open="",
+    )
+
+
+def _each(runs: Sequence[Run], describe: Any) -> list[Element]:
+    """A part for each run that has details; at the end what is missing and why."""
+    parts, without = [], []
+    for run in runs:
+        if run.details is None:
+            without.append(run.name)
+        elif content := describe(run.result, run.details):
+            parts.append(element("h3", run.name))
+            parts += content
+    if without:
+        parts.append(
+            element(
+                "p",
+                f"Missing for {'; '.join(without)}: the folder has no {DETAILS}, because an older "
+                "version evaluated the run. Remove its result.json and run `coco-jax evaluate`.",
+                class_="soft",
+            )
+        )
+    return parts or [element("p", "None of these runs has any.", class_="soft")]
+
+
+def _neighbours(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
+    """Nearest seen actions, and seen actions that rebuild an unseen one."""
+
+    def listed(entries: Iterable[dict[str, Any]], field: str) -> str:
+        return ", ".join(f"{entry['action']} {entry[field]:.2f}" for entry in entries)
+
+    rebuilt = details["rebuilt"]
+    rows = []
+    for name in result["unseen_classes"]:
+        row: list[html.Cell] = [name, percent(result["per_class"].get(name))]
+        row.append(listed(details["nearest"].get(name, ()), "cosine"))
+        if rebuilt:
+            row.append(listed(rebuilt.get(name, ()), "weight"))
+        rows.append(row)
+    head = ["unseen action", "accuracy", "nearest seen actions (cosine)"]
+    caption = "Nearest: by the cosine of the text features that the model compares with videos."
+    if rebuilt:
+        head.append("rebuilt from (weight)")
+        caption += (
+            " Rebuilt from: the seen actions with the highest weights when the model rebuilds the "
+            "action: the attention of the cycle, or the coefficients of the regression."
+        )
+    return [html.table(caption, head, rows)]
+
+
+def _captions(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
+    """The captions with the highest attention of one video of each unseen class."""
+    parts = []
+    for entry in details["captions"] or ():
+        is_right = entry["action"] == entry["predicted"]
+        verdict = "recognised" if is_right else f"predicted as {entry['predicted']}"
+        rows = [
+            [caption["text"], name, decimal(caption["weight"])]
+            for name, captions in entry["of"].items()
+            for caption in captions
+        ]
+        head = ("caption", "of the action", "weight")
+        parts.append(
+            element(
+                "details",
+                element("summary", f"{entry['action']} ({verdict})"),
+                html.table(f"Video {entry['video_id']}: highest attention weights", head, rows),
+            )
+        )
+    return parts
+
+
+def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
+    """The reliability diagram and the curve of seen against unseen accuracy."""
+    calibration, curve = details["calibration"], details["curve"]
+    chart = html.Chart("Reliability diagram", "confidence, percent", "accuracy, percent")
+    filled = [entry for entry in calibration["bins"] if entry["videos"]]
+    for entry in filled:
+        about = f"{entry['videos']} videos: accuracy {100 * entry['accuracy']:.1f}"
+        chart.bar(entry["low"], entry["high"], entry["accuracy"], about)
+    chart.line([(0, 0), (1, 1)], "dashed")
+    error = 100 * calibration["error"]
+    temperature = calibration["temperature"]
+    parts = [
+        html.figure(
+            chart.svg,
+            "Accuracy by confidence, the highest share of the softmax over the unseen actions "
+            f"(temperature {temperature:.3g}). On the dashed line both are equal. Expected calibration "
+            f"error: {error:.1f}.",
+        )
+    ]
+    if curve:
+        chart = html.Chart("Seen against unseen accuracy", "unseen, percent", "seen, percent")
+        chart.line(zip(curve["unseen"], curve["seen"], strict=False))
+        about = ""
+        if general := result.get("generalised"):
+            chart.dot(general["unseen"], general["seen"], "without an offset")
+            about = f" The dot is without an offset; the area is {100 * general['auc']:.1f}."
+        parts.append(
+            html.figure(
+                chart.svg,
+                "Accuracies with seen and unseen candidates, for every offset on the scores of the seen "
+                f"ones.{about}",
+            )
+        )
+    rows = [
+        [Number(e["low"], f"{100 * e['low']:.0f} to {100 * e['high']:.0f}"),
+         Number(e["videos"], str(e["videos"])), percent(e["confidence"]), percent(e["accuracy"])]
+        for e in filled
+    ]  # fmt: skip
+    head = ("confidence", "videos", "mean confidence", "accuracy")
+    numbers = html.table("The bars of the reliability diagram, in percent", head, rows)
+    parts.append(element("details", element("summary", "Numbers"), numbers))
+    return parts
+
+
+def _clips(run: Run, wanted: bool) -> list[Element]:
+    """A video of each unseen class with the actions that the model finds in it."""
+    records: datasets.Records | None = None
+    missing = "Frames were not asked for."
+    if wanted:
+        try:
+            config = load_stored(read_json(run.folder / "config.json"), str(run.folder))
+            records, missing = _records(config)
+        except UserError as error:
+            missing = f"No frames: {error.args[0]}"
+    parts = [] if records else [element("p", missing, class_="soft")]
+    for example in run.result["examples"][:MAX_CLIPS]:
+        guesses = [(guess["action"], guess.get("share") or 0.0) for guess in example["top"]]
+        strip = _frames(records, example) if records else None
+        parts.append(
+            element(
+                "div",
+                element("h3", example["action"]),
+                strip,
+                html.bars(
+                    guesses,
+                    example["action"],
+                    f"The best guesses for video {example['video_id']} and their shares of the softmax",
+                ),
+                class_="clip",
+            )
+        )
+    return parts
+
+
+def _records(config: ConfigDict) -> tuple[datasets.Records | None, str]:
+    """The videos of a run; or None, and the reason.
+
+    Raises:
+      UserError: the dataset is not there.
+    """
+    if config.video_tower.kind == "features":
+        return None, "No frames: the model was trained on stored features, not on videos."
+    if not importlib.util.find_spec("tensorflow_datasets"):
+        return None, 'No frames: opening the dataset needs pip install "coco_jax[train]".'
+    return datasets.open_dataset(config).records, ""
+
+
+def _frames(records: datasets.Records, example: dict[str, Any]) -> Element:
+    index = example["record"]
+    if not 0 <= index < len(records) or records.video_ids[index] != example["video_id"]:
+        return element("p", "No frames: the dataset has changed since.", class_="soft")
+    try:
+        return html.frames(stored(records[index]), example["video_id"])
+    except UserError as error:
+        return element("p", f"No frames: {error.args[0]}", class_="soft")
