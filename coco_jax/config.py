@@ -359,7 +359,8 @@ def default() -> ConfigDict:
     # Evaluates (1 - interpolate) x trained + interpolate x published weights of the towers
     # (WiSE-FT, arXiv 2109.01903), which keeps zero-shot accuracy on other datasets.
     c.eval.interpolate = 0.0
-    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`.
+    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`; linear
+    # ridge regression from the labels alone; and ConSE (arXiv 1312.5650).
     c.eval.ridge = False
     # Evaluate on validation classes (never on test classes) every so many steps and after the last one;
     # 0: never. It does not change the training.

@@ -40,7 +40,7 @@ def test_sweep_writes_results_plots_and_a_table(finished):
     assert results["chance"] == 0.125 and results["seeds"] == [0]
     assert list(results["ablations"]) == ["label", "full"]
     for metrics in results["ablations"].values():
-        assert set(metrics) == {"top1", "top5", "generalised", "ridge"}
+        assert set(metrics) == {"top1", "top5", "generalised", "ridge", "baselines"}
         assert metrics["ridge"] is None  # config.eval.ridge is off
         assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
         assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
@@ -17,7 +18,7 @@ from coco_jax.data.task import Task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import metrics, predictions
 from coco_jax.evaluation.predictions import Prediction
-from coco_jax.models import ridge
+from coco_jax.models import alignment, conse, ridge
 from coco_jax.training.seen import class_means
 from coco_jax.training.step import Params, Program, global_batch
 from coco_jax.training.text_features import class_features, with_features
@@ -148,6 +149,7 @@ def measure(scored: Scored) -> dict[str, Any]:
         "step": scored.step,
         "descriptions_left_out": task.removed_descriptions,
         "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
+        "baselines": _baselines(task, label_U) if task.config.eval.ridge else None,
         "temperature": scored.tau,
     }
 
@@ -199,6 +201,31 @@ def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, An
         constants.hubness,
         constants.neighbours,
     )
+    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+def _baselines(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
+    """Accuracies of simpler methods on the run's features.
+
+    "label" is linear ridge regression from the labels alone. "conse" is ConSE on the mean text of each
+    class; its classifier has the cosines with the mean features of the seen classes as logits, at the
+    temperature `config.model.tau`.
+    """
+    config = task.config
+    texts_KNW, seen_SNW = (class_features(task, group) for group in ("unseen", "seen"))
+    videos_SF = class_means(task)
+    tested_UF = stored_features(task.dataset.records, task.plan.test_unseen, config)
+    with jax.default_matmul_precision("float32"):
+        mean_F = videos_SF.mean(0)
+        seen_SF, v_UF = (ridge.centre(jnp.asarray(x), mean_F) for x in (videos_SF, tested_UF))
+        label_KF = ridge.predict_linear(texts_KNW[:, :1], seen_SNW[:, :1], seen_SF)
+        texts_KW, seen_SW = (
+            alignment.normalise(jnp.asarray(x.mean(1))) for x in (texts_KNW, seen_SNW)
+        )
+        scores = {
+            "label": v_UF @ label_KF.T,
+            "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / config.model.tau),
+        }
     return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
 
 

@@ -23,7 +23,7 @@ from coco_jax.training.loop import train
 from coco_jax.training.preemption import Preemption
 from coco_jax.training.step import Params, Program, make_program
 from coco_jax.training.text_features import with_features
-from coco_jax.training.validation import BEST, Measure, last_step
+from coco_jax.training.validation import Measure, evaluated_checkpoints, last_step
 from coco_jax.training.writers import Writer
 
 
@@ -120,7 +120,7 @@ def evaluated_params(folder: pathlib.Path, task: Task, program: Program) -> tupl
             "without --mode=evaluate)"
         )
     if task.config.eval.keep_best:
-        step, params = restore_params(folder / BEST, program)
+        step, params = restore_params(evaluated_checkpoints(folder, task.config), program)
     return step, _interpolated(task, program, params)
 
 
@@ -189,7 +189,7 @@ def _program_fields(config: ConfigDict) -> str:
     """The config of a run without the fields on which its compiled functions do not depend."""
     fields = config.copy_and_resolve_references()
     plain = default()
-    fields.update(split=plain.split, seed=plain.seed, sweep=plain.sweep)
+    fields.update(split=plain.split, seed=plain.seed, sweep=plain.sweep, eval=plain.eval)
     return json.dumps(fields.to_dict())
 
 

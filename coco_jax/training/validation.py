@@ -102,6 +102,11 @@ def best_step(history: list[dict[str, Any]]) -> int:
     return max(history, key=lambda row: row["top1"])["step"]
 
 
+def evaluated_checkpoints(folder: pathlib.Path, config: ConfigDict) -> pathlib.Path:
+    """The folder of a run whose latest checkpoint is evaluated and used for prediction."""
+    return folder / (BEST if config.eval.keep_best else "checkpoints")
+
+
 def last_step(folder: pathlib.Path, steps: int) -> int:
     """The last step of a run of `steps` steps: an earlier one if it stopped early."""
     history = _read(folder) if (folder / FILE).is_file() else None

@@ -21,13 +21,14 @@ from coco_jax.training.step import make_program
 from coco_jax.training.writers import Writer
 from tests.helpers import runs
 
-RUN = "full/split1/seed0"
+RUN = "label/split1/seed0"
 
 
 @pytest.fixture
 def validated(tiny):
     """A function that makes tiny configs for the protocol `validation`."""
-    return lambda **changes: tiny(protocol="validation", validation_classes=4, **changes)
+    fields = {"protocol": "validation", "validation_classes": 4, "ablation": "label"}
+    return lambda **changes: tiny(**fields, **changes)
 
 
 def history(folder) -> dict:
@@ -61,16 +62,29 @@ class Scripted:
         return {"top1": self.left.pop(0)}
 
 
+@pytest.fixture(scope="module")
+def program_of():
+    """Returns the compiled functions of a config; they do not depend on `config.eval`."""
+    made = []
+
+    def program(config):
+        if not made:
+            made.append(make_program(config, sharding.make_mesh(config)))
+        return made[0]
+
+    return program
+
+
 @pytest.fixture
-def scripted(validated, tmp_path):
+def scripted(validated, tmp_path, program_of):
     """Trains with scripted accuracies; returns the task, the program, the state and the folder."""
 
     def trained(*top1: float, **changes):
         config = validated(
-            eval__every=2, checkpoint_every=2, keep_checkpoints=9, ablation="label", **changes
+            eval__every=2, checkpoint_every=2, keep_checkpoints=9, optimizer__steps=12, **changes
         )
         task = make_task(config)
-        program = make_program(task.config, sharding.make_mesh(task.config))
+        program = program_of(task.config)
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         state = train(program, task, folder, "run", measure=Scripted(*top1))
@@ -81,20 +95,20 @@ def scripted(validated, tmp_path):
 
 def test_the_best_step_is_kept_and_evaluated_if_asked(scripted):
     """The first of two equal accuracies is the best one."""
-    task, program, state, folder = scripted(0.2, 0.5, 0.5, eval__keep_best=True)
-    assert int(state.step) == 6 and history(folder)["best_step"] == 4
+    task, program, state, folder = scripted(0.2, 0.5, 0.5, 0.1, 0.4, 0.3, eval__keep_best=True)
+    assert int(state.step) == 12 and history(folder)["best_step"] == 4
     step, params = evaluated_params(folder, task, program)
     assert step == 4
     stored = runs.stored(folder / "checkpoints/4")
     for path, leaf in jax.tree.leaves_with_path(params):
         np.testing.assert_array_equal(leaf, stored[f"params/{path_of(path)}"])
     task.config.eval.keep_best = False
-    assert evaluated_params(folder, task, program)[0] == 6
+    assert evaluated_params(folder, task, program)[0] == 12
 
 
 def test_training_stops_early_and_a_resumed_run_stops_at_the_same_step(scripted, capsys):
     values = (0.5, 0.6, 0.6, 0.1)
-    changes = {"eval__patience": 2, "optimizer__steps": 12}
+    changes = {"eval__patience": 2}
     task, program, state, folder = scripted(*values, **changes)
     assert int(state.step) == 8 and history(folder)["stopped_early"]
     assert "stopped at step 8: top-1 on the validation classes" in capsys.readouterr().err
@@ -114,7 +128,7 @@ def test_training_stops_early_and_a_resumed_run_stops_at_the_same_step(scripted,
 
 def test_split_without_validation_classes_is_an_error_of_one_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"split '1' of motion_zsar has no validation classes; set"):
-        run(tiny(eval__every=2), tmp_path)
+        run(tiny(eval__every=2, ablation="label"), tmp_path)
     assert not (tmp_path / RUN / "checkpoints").exists()
 
 
@@ -165,13 +179,14 @@ def test_validation_classes_of_a_split_are_other_classes_than_seen_and_tested_on
 
 
 def test_wandb_gets_the_curves_offline(tiny, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     writer = Writer(tiny(writers=("wandb",)), tmp_path, "a run", True)
     writer.write_scalars(1, {"loss": np.float32(2.5)})
     writer.write_scalars(2, {"loss": np.float32(1.5), "validation/top1": 0.25})
     writer.close()
+    wandb.teardown()  # waits until its process has written everything, as at the end of a command
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = path.read_bytes()
     assert b"validation/top1" in content and b"2.5" in content
