@@ -212,21 +212,33 @@ def _baselines(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str
     temperature `config.model.tau`.
     """
     config = task.config
-    texts_KNW, seen_SNW = (class_features(task, group) for group in ("unseen", "seen"))
-    videos_SF = class_means(task)
-    tested_UF = stored_features(task.dataset.records, task.plan.test_unseen, config)
+    inputs = (
+        class_features(task, "unseen"),
+        class_features(task, "seen"),
+        class_means(task),
+        stored_features(task.dataset.records, task.plan.test_unseen, config),
+    )
+    scores = _baseline_scores(*map(jnp.asarray, inputs), config.model.tau)
+    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+@jax.jit
+def _baseline_scores(
+    texts_KNW: jax.Array,
+    seen_SNW: jax.Array,
+    videos_SF: jax.Array,
+    tested_UF: jax.Array,
+    tau: float,
+) -> dict[str, jax.Array]:
     with jax.default_matmul_precision("float32"):
         mean_F = videos_SF.mean(0)
-        seen_SF, v_UF = (ridge.centre(jnp.asarray(x), mean_F) for x in (videos_SF, tested_UF))
+        seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
         label_KF = ridge.predict_linear(texts_KNW[:, :1], seen_SNW[:, :1], seen_SF)
-        texts_KW, seen_SW = (
-            alignment.normalise(jnp.asarray(x.mean(1))) for x in (texts_KNW, seen_SNW)
-        )
-        scores = {
+        texts_KW, seen_SW = (alignment.normalise(x.mean(1)) for x in (texts_KNW, seen_SNW))
+        return {
             "label": v_UF @ label_KF.T,
-            "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / config.model.tau),
+            "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / tau),
         }
-    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
 
 
 @functools.partial(jax.jit, static_argnums=8)
