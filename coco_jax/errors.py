@@ -18,6 +18,10 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
+class DivergedError(UserError):
+    """Training gave numbers that are not finite, so a run has no result."""
+
+
 @contextlib.contextmanager
 def reported(program: str) -> Iterator[None]:
     """Turns a `UserError` into one line on stderr and exit code 2; other errors pass through."""

@@ -56,10 +56,16 @@ REQUIREMENTS: dict[str, Requirement | None] = {
 }
 
 
+# Configs of actionhub whose file the builder downloads begin with one of these.
+PUBLISHED = ("er_", "ez_clip_", "stdd_")
+
+
 def requirement(name: str) -> Requirement | None:
     """The requirement of `name` or `name/config`; None if nothing has to be downloaded.
 
     Raises:
       KeyError: no builder makes such a dataset.
     """
+    if name.startswith(tuple(f"actionhub/{prefix}" for prefix in PUBLISHED)):
+        return None
     return REQUIREMENTS[name] if name in REQUIREMENTS else REQUIREMENTS[name.partition("/")[0]]

@@ -15,7 +15,7 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.loader import evaluation_batches, stored_features
 from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
-from coco_jax.errors import UserError
+from coco_jax.errors import DivergedError
 from coco_jax.evaluation import metrics, predictions
 from coco_jax.evaluation.predictions import Prediction
 from coco_jax.models import alignment, conse, ridge
@@ -105,7 +105,7 @@ def score(program: Program, params: Params, task: Task, step: int) -> Scored:
 
     Raises:
       LeakError: training is not finished.
-      UserError: scores are not finite.
+      DivergedError: scores are not finite.
     """
     check_final(step, task.config)
     task = with_features(task, program, params)
@@ -114,7 +114,7 @@ def score(program: Program, params: Params, task: Task, step: int) -> Scored:
     v_ND = embed_videos(program, params, task, indices_N)
     scores_NK = _scores(program, params, v_ND, features)
     if not np.isfinite(scores_NK).all():
-        raise UserError(
+        raise DivergedError(
             f"step {step}: {np.isnan(scores_NK).mean():.0%} of the scores are not numbers; train again "
             "with a lower config.optimizer.learning_rate or config.model.dtype='float32'"
         )
@@ -136,7 +136,10 @@ def measure(scored: Scored) -> dict[str, Any]:
     by_class = metrics.per_class(predicted_U, label_U, classes)
     return {
         **_accuracies(task, zero_shot_NU, label_U),
-        "per_class": dict(zip(plan.unseen, by_class.tolist(), strict=True)),
+        "per_class": {
+            name: None if np.isnan(share) else share  # a class may have no videos
+            for name, share in zip(plan.unseen, by_class.tolist(), strict=True)
+        },
         "confusion": metrics.confusion(predicted_U, label_U, classes).tolist(),
         "generalised": (
             metrics.generalised(scores_NK, label_N, seen) if len(plan.test_seen) else None
@@ -337,6 +340,8 @@ def _examples(
     """
     names, found = task.plan.unseen, []
     for label, name in enumerate(names):
+        if not (label_N == label).any():
+            continue
         at = int(np.flatnonzero(label_N == label)[0])
         best = np.argsort(-scores_NU[at])[:3]
         share_U = np.asarray(jax.nn.softmax(scores_NU[at] / tau))

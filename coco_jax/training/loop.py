@@ -16,7 +16,7 @@ from coco_jax import weights
 from coco_jax.config import training_steps
 from coco_jax.data.loader import FeatureLoader, TrainLoader
 from coco_jax.data.task import Task
-from coco_jax.errors import UserError
+from coco_jax.errors import DivergedError
 from coco_jax.training import chips
 from coco_jax.training.checkpoint import Checkpoints
 from coco_jax.training.hooks import Profiler, Progress, StepTimer
@@ -221,7 +221,7 @@ class _Loop:
         """Waits for the oldest dispatched step and returns its scalars.
 
         Raises:
-          UserError: the loss or its gradient is not finite.
+          DivergedError: the loss or its gradient is not finite.
         """
         self.timer.lap("host")
         step, terms, indices, preempted = self.dispatched.popleft()
@@ -230,7 +230,7 @@ class _Loop:
         self.timer.lap("device")
         if not math.isfinite(values["loss"] + values["gradient_norm"]):
             ids = ", ".join(self.task.dataset.records.video_ids[i] for i in indices)
-            raise UserError(
+            raise DivergedError(
                 f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at step "
                 f"{step} ({self.folder}); try a lower config.optimizer.learning_rate, a longer "
                 f"config.optimizer.warmup, or config.model.dtype='float32'; the batch: {ids}"

@@ -18,9 +18,9 @@ if _ROOT not in sys.path:
 from coco_jax.data import action_names, starter
 from coco_jax.errors import UserError
 from coco_jax.printing import printable
-from tfds_builders.actionhub import benchmarks, captions, readers
+from tfds_builders.actionhub import benchmarks, captions, published, readers
 from tfds_builders.actionhub.cleaning import Report, chosen, clean
-from tfds_builders.common.builder import manual_dir
+from tfds_builders.common.builder import annotations, manual_dir
 
 # TFDS shuffles up to 1 GiB of examples in memory before it writes them to disk; less is enough.
 SHUFFLE_BYTES = 128 << 20
@@ -29,7 +29,9 @@ Rows = Iterable[tuple[int, readers.Row]]
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds a dataset of texts that describe what actions look like; nothing is downloaded.
+    """Builds a dataset of texts that describe what actions look like.
+
+    Only the configs of `published.RECIPES` download a file, unless the user has placed it.
 
     Attributes:
       cleaning: cleaning steps for rows that are read from files, as in `cleaning.chosen`. Set it
@@ -60,6 +62,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         tfds.core.BuilderConfig(
             name="captions",
             description="Public video captions, with the classes of annotation files in manual_dir.",
+        ),
+        *(
+            tfds.core.BuilderConfig(name=name, description=recipe.about)
+            for name, recipe in published.RECIPES.items()
         ),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "motion"
@@ -108,6 +114,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if self.builder_config.name == "starter":
             return ((key, row) for key, row in enumerate(_starter_rows()) if tally.check(row))
         report = Report(chosen(self.cleaning))
+        if self.builder_config.name in published.RECIPES:
+            return self._cleaned(self._published(dl_manager, tally), tally, report)
         folder = manual_dir(dl_manager, self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         if self.builder_config.name == "captions":
             excluded = {v: f"tested by {name}" for v, name in benchmarks.tested(self.data_dir_root)}
@@ -118,6 +126,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 *benchmarks.classes(self.data_dir_root, self.builder_config.name), tally.actions
             )
         return self._from_files(folder, tally, report, renaming)
+
+    def _published(self, dl_manager: tfds.download.DownloadManager, tally: readers.Tally) -> Rows:
+        """The rows of a published file; their source is the name of the config."""
+        name = self.builder_config.name
+        url = published.RECIPES[name].url
+        try:
+            folder = pathlib.Path(dl_manager.manual_dir)
+        except AssertionError:  # TFDS found no --manual_dir: the file is downloaded
+            folder = None
+        path = annotations(self, dl_manager, folder, {"file": url})["file"]
+        suffix = pathlib.PurePosixPath(url).suffix  # a downloaded file has another name
+        rows = (row._replace(source=name) for row in readers.read_file(path, suffix))
+        return ((key, row) for key, row in enumerate(rows) if tally.check(row))
 
     def _captioned(
         self, videos: captions.Captions, tally: readers.Tally, report: Report

@@ -9,6 +9,7 @@ import functools
 import itertools
 import pathlib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,10 +25,11 @@ LABELS = ("label", "class", "action")
 # Videos of any other split (val, validation, test, holdout, ...) are for evaluation.
 TRAINING = ("train", "training")
 NO_CLASS = "no class is known of its video"  # a key of captions.json
+PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 
 # Ids are ID_START_END in VATEX (eric-xw.github.io/vatex-website/download.html) and v_ID in ActivityNet
 # Captions (cs.stanford.edu/people/ranjaykrishna/densevid). A YouTube id has 11 characters.
-_CLIP = re.compile(r"(?:v_)?(?P<id>[\w-]{11})(?:_\d+_\d+|\.\w{3,4})?")
+_CLIP = re.compile(r"(?:v_)?(?P<id>[\w-]{11})(?:_\d+_\d+)?(?:\.\w{3,4})?")
 
 
 class Annotations:
@@ -62,8 +64,8 @@ class _Form(NamedTuple):
 
 
 def youtube_id(name: str) -> str:
-    """Extracts the id from "v_ID", "ID_000010_000020" or "ID.mp4"; returns other names unchanged."""
-    name = name.strip()
+    """Extracts the id from "v_ID", "ID_000010_000020" or "CLASS/ID.mp4"; keeps other names."""
+    name = name.strip().replace("\\", "/").rpartition("/")[2]
     found = _CLIP.fullmatch(name)
     return found["id"] if found else name
 
@@ -89,6 +91,7 @@ class Captions:
         self._files = {path: _form(path) for path in _files(folder)}
         for kind, example in (("captions", "VATEX's JSON"), ("annotations", "Kinetics' train.csv")):
             if not any(form.kind == kind for form in self._files.values()):
+                _check_pickles(folder)
                 raise UserError(
                     f"{folder}: no file of {kind} found; put one there, such as {example}, or give "
                     "another directory with --manual_dir"
@@ -175,6 +178,24 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
+def _check_pickles(folder: pathlib.Path) -> None:
+    """Raises a `UserError` that says how to convert a pickle, if the folder has one.
+
+    The captions of Open-VCLIP are one: {video: caption}, saved with PyTorch.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in files:
+        if path.suffix.lower() in PICKLES:
+            code = (
+                f"import json, torch; json.dump(torch.load({path.name!r}, weights_only=True), "
+                f"open({path.stem + '.json'!r}, 'w'))"
+            )
+            raise UserError(
+                f"{path}: a pickle, which could run code when it is read; convert it to JSON in an "
+                f"environment with PyTorch: python -c {shlex.quote(code)}"
+            )
+
+
 def _form(path: pathlib.Path) -> _Form:
     """Detects the type of a file.
 
@@ -213,10 +234,13 @@ def _json_form(source: streaming.Source) -> _Form:
             value = document.value()
             if isinstance(value, dict) and "sentences" in value:
                 return _Form("captions", _activitynet_captions)
+            if isinstance(value, str) or _are_texts(value):
+                return _Form("captions", _by_video)
             break
     source.fail(
         "neither captions (VATEX: list of {videoID, enCap}; ActivityNet Captions: {v_ID: "
-        "{sentences}}) nor annotations (ActivityNet: {database}); remove this file"
+        "{sentences}}; {ID: caption or [caption, ...]}) nor annotations (ActivityNet: "
+        "{database}); remove this file"
     )
 
 
@@ -270,6 +294,16 @@ def _activitynet_captions(source: streaming.Source) -> Iterator[tuple[str, str]]
             yield youtube_id(name), caption
 
 
+def _by_video(source: streaming.Source) -> Iterator[tuple[str, str]]:
+    document = streaming.Json(source)
+    for name in document.names():
+        value = document.value()
+        for caption in (
+            [value] if isinstance(value, str) else _texts(source, value, streaming.show(name))
+        ):
+            yield youtube_id(name), caption.strip()
+
+
 def _activitynet(source: streaming.Source) -> Iterator[tuple[str, str, str]]:
     document = streaming.Json(source)
     for section in document.names():
@@ -296,6 +330,10 @@ def _excluded(source: streaming.Source) -> Iterator[str]:
 
 
 def _texts(source: streaming.Source, values: Any, name: str) -> Iterable[str]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not _are_texts(values):
         source.fail(f"a video has no list of strings called {name}; download the file again")
     return (value.strip() for value in values)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

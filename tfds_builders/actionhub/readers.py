@@ -1,20 +1,22 @@
 """Reads a corpus of action descriptions from files, one row at a time.
 
-The files are `*.json`, `*.jsonl`, `*.csv`, `*.tsv`, and `ACTION.txt` with one description per line;
-each may be gzipped (`*.gz`). README.md describes the formats. This module does not need TensorFlow.
+The files are `*.json`, `*.jsonl`, `*.csv`, `*.tsv`, `*.yml`, and `ACTION.txt` with one description per
+line; each may be gzipped (`*.gz`). README.md describes the formats. The files of class descriptions that
+others published are recognised by their fields. This module does not need TensorFlow.
 """
 
 import collections
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from coco_jax.errors import UserError
 from tfds_builders.actionhub import streaming
 
-FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yml", ".yaml")
 ALIASES = {
     "action": ("action", "label", "class"),
     "description": ("description", "caption", "text"),
@@ -24,6 +26,18 @@ ALIASES = {
 }
 KINDS = ("caption", "definition")
 _BROKEN = "half a surrogate pair"  # a key of the metadata
+MAX_YAML = 8 << 20  # bytes; the parser holds the whole file, about 50 times as much
+MAX_DEPTH = 20  # of YAML
+# Columns and fields of published files, in lower case.
+_EZ_CLIP = {"class name": "action", "gpt3 discription": "description"}
+_ER = {"word", "defn"}
+_STDD = (
+    "xprompt_oo",
+    "xprompt_ao",
+    "xprompt_aa",
+)  # phrases on objects, the action and objects, steps
+_STDD_LISTS = ("obj_en_li", "sub_act_en_li")  # names of objects, and of steps
+_SENTENCE = re.compile(r".*[.!?][\"')\]]*(?=\s|$)", re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -110,16 +124,20 @@ def read(directory: pathlib.Path, tally: Tally | None = None) -> Iterator[tuple[
         )
 
 
-def read_file(path: pathlib.Path) -> Iterator[Row]:
+def read_file(path: pathlib.Path, suffix: str = "") -> Iterator[Row]:
     """Yields every row of a file, including rows with empty fields.
 
     Whitespace at both ends of a text is removed. Rows without a source get the name of the file.
+
+    Args:
+      path: the file.
+      suffix: of its format, such as ".csv"; by default that of its name.
 
     Raises:
       UserError: the file cannot be read, or a row has an unknown form.
     """
     with streaming.opened(path) as source:
-        yield from _READERS[streaming.suffix(path)](source)
+        yield from _READERS[suffix or streaming.suffix(path)](source)
 
 
 def _json_rows(source: streaming.Source) -> Iterator[Row]:
@@ -160,10 +178,14 @@ def _jsonl_rows(source: streaming.Source) -> Iterator[Row]:
 def _table_rows(source: streaming.Source, dialect: str) -> Iterator[Row]:
     rows = streaming.table(source, dialect)
     header = tuple(next(rows, ()))
+    is_ez_clip = set(_EZ_CLIP) <= {name.strip().lower() for name in header}
+    if is_ez_clip:
+        header = tuple(_EZ_CLIP.get(name.strip().lower(), name) for name in header)
     if header:
         _columns(source, header)
     for values in rows:
-        yield _row(source, dict(zip(header, values, strict=True)))
+        row = _row(source, dict(zip(header, values, strict=True)))
+        yield row._replace(description=whole_sentences(row.description)) if is_ez_clip else row
 
 
 def _text_rows(source: streaming.Source) -> Iterator[Row]:
@@ -173,12 +195,54 @@ def _text_rows(source: streaming.Source) -> Iterator[Row]:
             yield Row(action, description, source.path.name, "")
 
 
+def _yaml_rows(source: streaming.Source) -> Iterator[Row]:
+    """Reads `{action: {"label": name, list: [phrase, ...], ...}}`, the files of STDD."""
+    classes = streaming.parse_yaml(source, MAX_YAML, MAX_DEPTH)
+    if not isinstance(classes, dict):
+        source.fail("not a mapping of actions; use a format of tfds_builders/actionhub/README.md")
+    for action, fields in classes.items():
+        known = [
+            name for name in (*_STDD, *_STDD_LISTS) if isinstance(fields, dict) and name in fields
+        ]
+        if not known:
+            source.fail(
+                f"{streaming.show(str(action))} has none of the lists "
+                f"{', '.join((*_STDD, *_STDD_LISTS))}; use a format of tfds_builders/actionhub/README.md"
+            )
+        label = fields.get("label") if isinstance(fields.get("label"), str) else action
+        for name in known:
+            phrases = _phrases(source, str(action), fields[name])
+            if name in _STDD_LISTS:  # a list of names is one text
+                phrases = [", ".join(phrases)] if phrases else []
+            joint = ": " if name in _STDD_LISTS else " "
+            for phrase in phrases:
+                yield Row(action.strip(), f"{label}{joint}{phrase}", source.path.name, "")
+
+
+def _phrases(source: streaming.Source, action: str, values: Any) -> list[str]:
+    """The texts of a list; an empty field of YAML is "", and "a: b" in a list is {"a": "b"}."""
+    if values == "":
+        return []
+    if not isinstance(values, list):
+        source.fail(f"{streaming.show(action)} has {streaming.kind(values)} instead of a list")
+    found = []
+    for value in values:
+        if isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
+            value = ", ".join(f"{name}: {part}" for name, part in value.items())
+        if not isinstance(value, str):
+            source.fail(f"{streaming.show(action)} has {streaming.kind(value)} in a list of texts")
+        found.append(value.strip())
+    return [value for value in found if value]
+
+
 _READERS: dict[str, Callable[[streaming.Source], Iterator[Row]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": functools.partial(_table_rows, dialect="excel"),
     ".tsv": functools.partial(_table_rows, dialect="excel-tab"),
     ".txt": _text_rows,
+    ".yml": _yaml_rows,
+    ".yaml": _yaml_rows,
 }
 
 
@@ -188,6 +252,9 @@ def _object_row(source: streaming.Source, value: Any) -> Row:
             f"expected a row object, found {streaming.kind(value)}; use a format of "
             "tfds_builders/actionhub/README.md"
         )
+    if {name.lower() for name in value} >= _ER:
+        fields = {name.lower(): text for name, text in value.items()}
+        value = {"action": fields["word"], "description": fields["defn"], "kind": "definition"}
     return _row(source, value)
 
 
@@ -249,6 +316,12 @@ def _match(names: tuple[str, ...]) -> tuple[str | None, ...]:
         next((known[alias] for alias in aliases if alias in known), None)
         for aliases in ALIASES.values()
     )
+
+
+def whole_sentences(text: str) -> str:
+    """A text without its last sentence if that is unfinished; unchanged if it has no other sentence."""
+    found = _SENTENCE.match(text)
+    return found[0] if found else text
 
 
 def _problem(row: Row) -> str:

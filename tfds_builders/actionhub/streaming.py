@@ -232,6 +232,44 @@ class Json:
         self._buffer, self._at = self._buffer[self._at :] + text, 0
 
 
+def parse_yaml(source: Source, limit: int, depth: int) -> Any:
+    """Parses a YAML document; all its scalars are strings, and tags are ignored.
+
+    Args:
+      source: the file.
+      limit: maximum number of its bytes, after decompression.
+      depth: maximum nesting of lists and mappings.
+
+    Raises:
+      UserError: it is not YAML, larger or nested more deeply, or has aliases, which can stand for more
+        text than fits in memory.
+    """
+    import yaml
+
+    data = bytearray()
+    while block := source.read(_CHUNK):
+        data += block
+        if len(data) > limit:
+            source.fail(f"larger than {limit >> 20} MiB; split it into several files")
+    text, level = data.decode("utf-8-sig"), 0
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # builds strings, lists and dicts only
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            source.line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent):
+                source.fail("aliases (*NAME) are not read; write the text itself")
+            level += isinstance(event, yaml.CollectionStartEvent)
+            level -= isinstance(event, yaml.CollectionEndEvent)
+            if level > depth:
+                source.fail(f"nested more than {depth} times; use the format of STDD")
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        source.line = mark.line + 1 if mark else source.line
+        problem = getattr(error, "problem", None) or "a character that is not allowed"
+        source.fail(f"not YAML ({problem}); correct the file")
+
+
 def suffix(path: pathlib.Path) -> str:
     """The extension of a file name in lower case, ignoring .gz."""
     name = path.name.lower().removesuffix(".gz")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import shlex
 
 import pytest
 import tensorflow_datasets as tfds
@@ -189,3 +190,33 @@ def test_folder_without_captions_or_annotations_raises(tmp_path, kind):
     with pytest.raises(UserError, match=f"no file of {kind} found") as caught:
         captions.Captions(folder_of(tmp_path, a_csv=text))
     assert "\n" not in str(caught.value)
+
+
+def test_captions_by_video_are_joined_by_the_id_in_a_path(tmp_path):
+    """A list or a text for each video: the captions of Open-VCLIP, converted to JSON."""
+    captions_of = {
+        "train/luge/fake-k_0001_000010_000020.mp4": "a man rides a sled down a track",
+        "fake-k_0002.mp4": ["a girl jumps over a rope", "a rope turns quickly around a girl"],
+        "val/luge/fake-k_0006.mp4": "two people push a sled on ice",
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(captions_of))
+    (tmp_path / "train.csv").write_text(
+        "label,youtube_id,split\nluge,fake-k_0001,train\nskipping rope,fake-k_0002,train\n"
+        "luge,fake-k_0006,val\n"
+    )
+    _, stored, report = build(tmp_path, tmp_path)
+    assert stored == [("fake-k_0001", "luge"), *[("fake-k_0002", "skipping rope")] * 2]
+    assert report["files"]["captions.json"] == "captions"
+    assert report["left_out"] == {"annotated as val": 1}
+
+
+def test_pickled_captions_are_refused_with_the_command_that_converts_them(tmp_path):
+    (tmp_path / "captions.pt").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "train.csv").write_text("label,youtube_id,split\nluge,fake-k_0001,train\n")
+    with pytest.raises(UserError, match=r"captions.pt: a pickle.* python -c ") as error:
+        captions.Captions(tmp_path)
+    (code,) = shlex.split(str(error.value).rpartition("python -c ")[2])
+    compile(code, "code", "exec")
+    assert "torch.load('captions.pt', weights_only=True), open('captions.json', 'w')" in code
+    (tmp_path / "captions.json").write_text('{"fake-k_0001": "a man rides a sled down a track"}')
+    captions.Captions(tmp_path)  # once there are captions, the pickle is ignored
