@@ -9,6 +9,7 @@ All builders in tfds_builders/ write the same format:
 - Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
   `"validation": [class, ...]` if the protocol has validation classes (in the protocol "validation" they
   are not trained on), and `"official": n` if only the videos of the n-th official test list are tested.
+  Its `"empty": [class, ...]` are unseen classes without videos, which are candidates all the same.
   With `random_splits = {"seen": n, "validation": m}`, each number is a class split too (`random_split`).
 """
 
@@ -279,7 +280,13 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     key = {name: prefix + name if name in shared else name for name in tested.classes}
     seen = [name for name in trained.classes if name in of_any]
     splits = {
-        name: {**split, "seen": seen, "unseen": [key[c] for c in split["unseen"]]}
+        name: {
+            **split,
+            "seen": seen,
+            **{
+                part: [key[c] for c in split[part]] for part in ("unseen", "empty") if part in split
+            },
+        }
         for name, split in tested.class_splits.items()
     }
     a, b = trained.records, tested.records

@@ -148,7 +148,8 @@ def _check_videos(dataset: datasets.Dataset, plan: Plan, split: str) -> None:
         if not len(indices) and (plan.seen if name == "train" else plan.unseen):
             raise UserError(f"dataset {dataset.name!r} has no {name} video in split {split!r}")
     tested = {dataset.classes[i] for i in dataset.records.labels[plan.test_unseen]}
-    if missing := sorted(set(plan.unseen) - tested):
+    empty = {name for given in dataset.class_splits.values() for name in given.get("empty", ())}
+    if missing := sorted(set(plan.unseen) - tested - empty):
         raise UserError(
             f"dataset {dataset.name!r} has no video of the unseen classes {', '.join(missing)}; add "
             "some, or remove these classes from the split, and build it again"

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax import sharding, weights
-from coco_jax.config import load_stored, uses_descriptions
+from coco_jax.config import load_stored, uses_definitions, uses_descriptions
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
@@ -194,6 +194,18 @@ class Recognizer(VideoRanker):
         ]
         return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
+    def embed_prompts(self, prompts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of texts, each embedded as the only prompt of a label.
+
+        Args:
+          prompts: texts such as "a video of juggling"; `config.text.templates` are not used.
+        """
+        # A model that uses definitions takes the prompt instead of one, as for a class without one.
+        repeated_NPL = np.repeat(
+            self.tokenizer(prompts)[:, None], 1 + uses_definitions(self.config), axis=1
+        )
+        return np.asarray(self._embed(self.program.embed_labels, repeated_NPL))[: len(prompts)]
+
     def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B D"]:
         """The unit vectors of clips."""
         return np.asarray(self.program.embed_videos(self.params, clips_BTHWC), np.float32)
@@ -206,7 +218,7 @@ class Recognizer(VideoRanker):
         config.data.views = clips
         return ClipReader(config, training=False)
 
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """`config.data.views`, as in evaluation; the file is not opened."""
         return self.config.data.views
 
