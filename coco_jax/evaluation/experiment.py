@@ -19,6 +19,7 @@ from coco_jax.evaluation.evaluate import measure, score
 from coco_jax.evaluation.results import write_json
 from coco_jax.training import multihost, run_lock
 from coco_jax.training.checkpoint import check_trained, check_unchanged, read_json, restore_params
+from coco_jax.training.events import EventWriter
 from coco_jax.training.loop import train
 from coco_jax.training.preemption import Preemption
 from coco_jax.training.step import Params, Program, make_program
@@ -151,9 +152,7 @@ def _shared_program(fields: str) -> Program:
 
 def _write_scalars(folder: pathlib.Path, step: int, metrics: dict[str, Any]) -> None:
     """Writes the metrics of the evaluation for TensorBoard, under `eval/`."""
-    from clu import metric_writers  # imports TensorFlow
-
     scalars = {"top1": metrics["top1"], "top5": metrics["top5"], **(metrics["generalised"] or {})}
-    writer = metric_writers.create_default_writer(str(folder))
+    writer = EventWriter(folder)
     writer.write_scalars(step, {f"eval/{k}": v for k, v in scalars.items() if v is not None})
     writer.close()

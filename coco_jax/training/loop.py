@@ -19,6 +19,7 @@ from coco_jax.data.task import Task
 from coco_jax.errors import DivergedError
 from coco_jax.training import chips
 from coco_jax.training.checkpoint import Checkpoints
+from coco_jax.training.events import EventWriter
 from coco_jax.training.hooks import Profiler, Progress, StepTimer
 from coco_jax.training.preemption import Preempted, Preemption, any_process_preempted
 from coco_jax.training.seen import set_from_data
@@ -119,8 +120,6 @@ class _Loop:
 
     def run(self, state: State, next_batch: int, profile_steps: tuple[int, int] | None) -> State:
         """Runs the remaining steps and saves checkpoints."""
-        from clu import metric_writers  # imported here because it imports TensorFlow
-
         task, program, config = self.task, self.program, self.task.config
         is_first_process = jax.process_index() == 0
         seen_label, steps = task.seen_label.astype(np.int32), config.optimizer.steps
@@ -133,14 +132,12 @@ class _Loop:
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        writer = metric_writers.create_default_writer(
-            str(self.folder), just_logging=not is_first_process
-        )
+        writer = EventWriter(self.folder) if is_first_process else None
         progress = Progress(steps, next_batch, config, self.name)
         profiler = Profiler(profile_steps if is_first_process else None, self.folder)
         key, first_step = jax.random.key(config.seed), int(state.step)
         with contextlib.ExitStack() as unsaved, contextlib.ExitStack() as closing:
-            for resource in (self.checkpoints, writer, profiler):
+            for resource in filter(None, (self.checkpoints, writer, profiler)):
                 closing.callback(resource.close)
             for done in range(first_step + 1, steps + 1):
                 self.timer.lap("host")
@@ -167,9 +164,9 @@ class _Loop:
                 if done % config.log_every == 0 or done in (first_step + 1, steps):
                     values = self._read_oldest() | self.timer.read()
                     values["broken_videos"] = _sum_over_processes(len(loader.broken))
-                    if is_first_process:
+                    if writer is not None:
                         values |= progress.show(done, values)
-                    writer.write_scalars(done, values)
+                        writer.write_scalars(done, values)
                 self._save_if_due(state, done, loader.next_batch)
         self.preemption.exit_if_saved()
         return state
