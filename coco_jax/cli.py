@@ -22,7 +22,12 @@ COMMANDS = {
     "predict": Command(
         "coco_jax.predict",
         "name the actions in your own videos",
-        'coco-jax predict --video=a.mp4 --actions="juggling, rope skipping"',
+        'coco-jax predict a.mp4 --actions="juggling, rope skipping"',
+    ),
+    "index": Command(
+        "coco_jax.index",
+        "embed an archive of videos once, and search it later",
+        "coco-jax index build FOLDER --output=INDEX; coco-jax index search INDEX juggling",
     ),
     "train": Command(
         "coco_jax.main",
@@ -57,6 +62,13 @@ COMMANDS = {
         "coco_jax.report",
         "write a report of finished runs: one HTML file",
         "coco-jax report runs/motion --output=report.html",
+    ),
+    "serve": Command(
+        "coco_jax.serve",
+        "a page and a JSON endpoint for uploaded videos",
+        "coco-jax serve",
+        needs="gradio",
+        extra="serve",
     ),
     "compile": Command(
         "coco_jax.compile",

@@ -9,7 +9,8 @@ What to read: files, folders (searched for videos), patterns in quotes, --webcam
 What to look for: --actions, or --actions_file; --actions=all is the corpus of the package, 1,211 names.
 Which model: the pretrained one (docs/pretrained.md); with --model, one that was trained or saved; with
   --towers, published towers such as CLIP (docs/towers.md).
-What to write: text, --json, --jsonl, or --csv; --top=3 limits the actions of each video.
+What to write: text, --json, --jsonl, or --csv; --top=3 limits the actions of each video. In addition,
+  --html=FILE.html or --plot=FILE.png show frames and answers.
 
 Exit codes: 0: all videos were read; 2: the command could not start, or --strict stopped it; 3: some
 videos could not be read, and the output gives the reason for each; 130: interrupted.
@@ -30,11 +31,14 @@ from absl import flags
 from tqdm import tqdm
 
 import coco_jax
+from coco_jax import files
 from coco_jax.command import run_command, writable_folder
 from coco_jax.errors import UserError
 from coco_jax.printing import printable
+from coco_jax.recognition import model_flags
 
 if TYPE_CHECKING:  # JAX is imported when the flags have been read
+    from coco_jax.evaluation.video_page import VideoPage
     from coco_jax.recognition.ranking import Recognition, VideoRanker
     from coco_jax.recognition.sources import Source
     from coco_jax.recognition.timeline import Timeline
@@ -68,18 +72,7 @@ def define_flags() -> None:
         None,
         "File of captions: JSON {action: [caption, ...]}, or CSV action,description.",
     )
-    flags.DEFINE_string(
-        "model",
-        None,
-        "The folder of a model that was saved, or of a run; by default the pretrained model.",
-    )
-    flags.DEFINE_alias("checkpoint", "model")
-    flags.DEFINE_string("towers", None, "Published towers as they are: a preset such as clip_b32.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Of the published towers: a file, a folder, or hf:org/name; by default those of --towers.",
-    )
+    model_flags.define_flags()
     flags.DEFINE_integer(
         "windows", 3, "Of the pretrained model: at most so many windows of 2.56 s of each video."
     )
@@ -105,6 +98,9 @@ def define_flags() -> None:
     flags.DEFINE_alias("topk", "top")
     flags.DEFINE_bool("strict", False, "Stop at the first video that cannot be read (exit code 2).")
     flags.DEFINE_string("plot", None, "Draw frames and the best actions of each video: FILE.png.")
+    flags.DEFINE_string(
+        "html", None, "Also write a page with frames, and bars or timelines: FILE.html."
+    )
 
 
 def command(argv: list[str]) -> None:
@@ -135,7 +131,10 @@ def command(argv: list[str]) -> None:
         results = _results(values, recognizer, candidates, threshold, sources, written, folder)
         failed = sum(not written[source.name] for source in sources if source.name in written)
         drawn: list[tuple[str, Sequence[tuple[str, float]]]] = []
+        page = _page() if values.html else None
         for path, result in results:
+            if page:
+                _add_to_page(page, path, result, values.top)
             if not isinstance(result, Recognition):
                 writer.write(result)
                 continue
@@ -148,6 +147,9 @@ def command(argv: list[str]) -> None:
             from coco_jax.evaluation import plots
 
             print(plots.recognised(drawn, pathlib.Path(values.plot)), file=sys.stderr)
+        if page:
+            files.write_bytes(pathlib.Path(values.html), page.text().encode())
+            print(values.html, file=sys.stderr)
     if failed:
         print(f"{failed} of {len(sources)} videos could not be read", file=sys.stderr)
         sys.exit(SOME_FAILED)
@@ -176,6 +178,11 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise UserError(f"--windows={values.windows}: must be at least 1")
     if values.plot:
         _check_plot(pathlib.Path(values.plot))
+    if values.html:
+        html = pathlib.Path(values.html)
+        if html.suffix.lower() not in (".html", ".htm") or html.is_dir():
+            raise UserError(f"--html={html}: give a file name that ends in .html")
+        writable_folder(html.parent, "--html")
 
 
 def _format(values: flags.FlagValues) -> str:
@@ -271,16 +278,9 @@ def _show(bar: tqdm, done: int, count: int) -> None:
 
 def _load(values: flags.FlagValues) -> Any:
     """The recogniser that the flags name."""
-    if values.model and (values.towers or values.weights):
-        raise UserError("--model and --towers or --weights name two models; give one of them")
-    where = values.model or values.weights
-    recognizer: Any
-    if where or values.towers:
-        recognizer = coco_jax.load(where, values.towers)
-        if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
-            recognizer.windows = values.windows
-    else:
-        recognizer = coco_jax.PretrainedRecognizer(values.windows)
+    recognizer = model_flags.loader(values)()
+    if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
+        recognizer.windows = values.windows
     return recognizer
 
 
@@ -319,6 +319,27 @@ def _check_plot(path: pathlib.Path) -> None:
     if not importlib.util.find_spec("matplotlib"):
         raise UserError("--plot needs matplotlib: pip install matplotlib")
     writable_folder(path.parent, "--plot")
+
+
+def _page() -> "VideoPage":
+    from coco_jax.evaluation.video_page import VideoPage
+
+    return VideoPage()
+
+
+def _add_to_page(
+    page: "VideoPage", path: str, result: "Recognition | Timeline", top: int | None
+) -> None:
+    from coco_jax.evaluation.html import Segment
+    from coco_jax.recognition.ranking import NONE, Recognition
+
+    if not isinstance(result, Recognition):
+        segments = [Segment(s.start, s.end, s.action, s.score) for s in result.segments]
+        page.add(result.video, path, (), segments, result.duration, NONE)
+    elif result.error is not None:
+        page.add_error(result.video, result.error)
+    else:
+        page.add(result.video, path, result.actions[:top])
 
 
 def _print_training_data(name: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from coco_jax import predict
 from coco_jax.errors import UserError
 from coco_jax.recognition import inputs
 from tests.helpers import runs
+from tests.helpers.pages import Page
 from tests.helpers.rankers import ColourRanker, coloured
 
 
@@ -54,8 +56,9 @@ def test_invalid_video_has_an_error_in_its_row_and_the_others_are_ranked(
         ((), "no videos; name files, folders or patterns"),
         (("--video=a.mp4", "--plot=a.jpg"), "ends in .png"),
         (("--video=a.mp4", "--plot=/dev/null/a.png"), "choose another folder"),
+        (("--video=a.mp4", "--html=a.png"), "ends in .html"),
     ],
-    ids=["no video", "not a png", "no folder"],
+    ids=["no video", "not a png", "no folder", "not html"],
 )
 def test_flags_that_cannot_work_are_an_error_before_any_video_is_read(parse, arguments, said):
     parse(predict, "--actions=run,swim", *arguments)
@@ -253,6 +256,16 @@ def test_lines_are_written_as_soon_as_a_video_is_done(tree, call, tmp_path, monk
     assert seen == [0, 1, 2]
 
 
+def test_progress_is_shown_on_terminals_only(tree, call, capsys, monkeypatch):
+    _, out, err = call([tree])
+    assert len(err.splitlines()) == 1  # what the model was trained on
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    _, same, err = call([tree])
+    assert same == out and "3/3" in err and "video/s" in err  # with the time that is left: "<00:01"
+    _, _, err = call([tree / "b.mp4"], "--timeline")
+    assert "window" in err
+
+
 def test_all_is_the_corpus_of_the_package():
     assert len(inputs.read_actions("all", None)) == 1211
 
@@ -262,3 +275,28 @@ def test_help_lists_exit_codes_and_flags():
     assert "Exit codes: 0: all videos were read" in done.stdout
     for flag in ("--video", "--webcam", "--jsonl", "--[no]timeline", "--resume"):
         assert flag.removeprefix("--") in done.stdout
+
+
+def test_flag_html_writes_a_page_with_the_scores_and_the_reasons(tree, call, tmp_path):
+    (tmp_path / "<b>x.mp4").write_bytes(b"no video")
+    page_path = tmp_path / "new/a.html"
+    code, out, err = call([tree / "b.mp4", tmp_path / "<b>x.mp4"], "--jsonl", f"--html={page_path}")
+    (row,) = (json.loads(line) for line in out.splitlines() if "b.mp4" in line)
+    assert code == 3 and str(page_path) in err
+    page = Page(page_path.read_text())
+    assert "b" not in {tag for tag, _ in page.tags} and "<b>x.mp4" in " ".join(page.texts)
+    assert "Not read: " in " ".join(page.texts)
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 6
+    (bars,) = page.tables
+    shown = {cells[0].text: cells[2].value for cells in bars.rows}
+    assert shown == {entry["action"]: entry["score"] for entry in row["actions"]}
+
+
+def test_flag_html_shows_timelines(tree, call, tmp_path):
+    page_path = tmp_path / "a.html"
+    code, out, _ = call([tree / "deep/er"], "--jsonl", "--timeline", f"--html={page_path}")
+    (row,) = map(json.loads, out.splitlines())
+    found = Page(page_path.read_text()).table("start")
+    assert code == 0 and [cell[2].text for cell in found.rows] == ["blue", "red"]
+    for cells, segment in zip(found.rows, row["segments"], strict=True):
+        assert [cells[0].value, cells[1].value] == [segment["start"], segment["end"]]

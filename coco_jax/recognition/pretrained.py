@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -41,7 +42,8 @@ from coco_jax.recognition.parts import (
     unit,
     video_tower,
 )
-from coco_jax.recognition.ranking import Path, VideoRanker
+from coco_jax.recognition.ranking import Path, Ranked, VideoRanker
+from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.recognition.timeline import WINDOW
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
@@ -272,7 +274,11 @@ class PretrainedRecognizer(VideoRanker):
         return self._parts.encoder()
 
     def embed_actions(
-        self, actions: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
+        self,
+        actions: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+        *,
+        replace: bool = False,
     ) -> Prototypes:
         """Predicts the prototypes of candidate actions.
 
@@ -283,6 +289,7 @@ class PretrainedRecognizer(VideoRanker):
         Args:
           actions: their names, all different.
           descriptions: captions of some or all of the actions.
+          replace: use the given descriptions instead of the captions of the corpus.
 
         Raises:
           UserError: there are no actions, a name is empty or repeated, or `descriptions` has an action
@@ -303,12 +310,30 @@ class PretrainedRecognizer(VideoRanker):
                 of_action = {block: self._parts.features[block][row] for block in BLOCKS}
             if name in descriptions:
                 own_W = self._encoder(list(descriptions[name])).sum(0)
-                count = 0 if row is None else CAPTIONS
+                count = 0 if row is None or replace else CAPTIONS
                 of_action["captions"] = unit(count * of_action["captions"] + own_W)
             for block in BLOCKS:
                 texts[block].append(of_action[block])
         features = {block: np.stack(x) for block, x in texts.items()}
         return self._prototypes(actions, features)
+
+    def nearest_seen(self, v_XF: Float[np.ndarray, "X F"], count: int = 5) -> list[list[Ranked]]:
+        """The actions that I3D was trained on, nearest to vectors of videos or to prototypes.
+
+        Args:
+          v_XF: vectors of videos, or the prototypes of candidates.
+          count: the number of actions for each.
+
+        Returns:
+          For each vector the actions with the highest cosines, and these as scores.
+        """
+        cosine_XS = unit(v_XF) @ self._seen_SF.T
+        order_XN = np.argsort(-cosine_XS, axis=1, kind="stable")[:, :count]
+        names = self._classifier.classes
+        return [
+            [Ranked(names[i], float(cosine_S[i])) for i in order_N]
+            for cosine_S, order_N in zip(cosine_XS, order_XN.tolist(), strict=True)
+        ]
 
     def _prototypes(
         self, actions: Sequence[str], features: Mapping[str, Float[np.ndarray, "K W"]]
@@ -395,3 +420,68 @@ class PretrainedRecognizer(VideoRanker):
         """
         logit_XK, logit_XA = (v_XF @ x.v_KF.T - x.penalty_K for x in (candidates, self._corpus))
         return logit_XK - np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
+
+    @property
+    def vector_width(self) -> int:
+        """The number of values of a vector."""
+        return self._seen_SF.shape[1]
+
+    @property
+    def row_width(self) -> int:
+        """One more: see `rows`."""
+        return self.vector_width + 1
+
+    def rows(self, v_XF: Float[np.ndarray, "X F"]) -> Float[np.ndarray, "X W"]:
+        """A vector, and minus the `RIVAL`-th highest logit among the corpus's actions."""
+        logit_XA = v_XF @ self._corpus.v_KF.T - self._corpus.penalty_K
+        rival_X1 = np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
+        return np.concatenate([v_XF, -rival_X1], 1).astype(np.float32)
+
+    def table(self, candidates: Prototypes) -> Table:
+        """The prototypes; the last value of a row is added to each score."""
+        ones_K1 = np.ones((len(candidates.names), 1), np.float32)
+        vectors_KW = np.concatenate([candidates.v_KF, ones_K1], 1).astype(np.float32)
+        return Table(candidates.names, vectors_KW, -candidates.penalty_K)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parts and the settings; `windows` does not count."""
+        parts = self._parts
+        arrays = {
+            **parts.video,
+            "classifier/kernel": parts.classifier.kernel,
+            "classifier/bias": parts.classifier.bias,
+            **{f"features/{block}": x for block, x in parts.features.items()},
+        }
+        settings = {
+            **dataclasses.asdict(self.settings),
+            "actions": parts.actions,
+            "classes": parts.classifier.classes,
+        }
+        return fingerprint(arrays, settings)
+
+    def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
+        """As `embed_clips` and then `rows`, in JAX."""
+        classifier, constants, corpus = self._classifier, self.settings, self._corpus
+
+        def rows(clips: ArrayLike) -> jax.Array:
+            feature_BF = self._embed(self._params, clips)
+            posterior_BS = jax.nn.softmax(feature_BF @ classifier.kernel + classifier.bias)
+            v_BF = feature_BF - self._origin_F.astype(np.float32)
+            v_BF /= jnp.maximum(jnp.linalg.norm(v_BF, axis=-1, keepdims=True), 1e-8)
+            v_BF += constants.posterior_weight * (posterior_BS @ self._seen_SF.astype(np.float32))
+            logit_BA = v_BF @ corpus.v_KF.T - corpus.penalty_K
+            rival_B1 = jax.lax.top_k(logit_BA, RIVAL)[0][:, -1:]
+            return jnp.concatenate([v_BF, -rival_B1], 1)
+
+        return rows
+
+    def features(self, path: Path) -> Float[np.ndarray, " F"]:
+        """The mean of I3D's features over the windows of a video.
+
+        Raises:
+          VideoError: the file cannot be decoded.
+        """
+        clips = self.clip_reader(self.clips_of(path)).read_views(path)
+        x_XF = [np.asarray(self._embed(self._params, clip[None]))[0] for clip in clips]
+        return np.mean(x_XF, 0)

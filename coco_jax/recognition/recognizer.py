@@ -1,12 +1,15 @@
 """Names actions in videos with a model whose text and video towers were trained together."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -17,10 +20,12 @@ from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.models.coco import CoCo
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
 from coco_jax.recognition.ranking import Path, VideoRanker
+from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
@@ -224,6 +229,36 @@ class Recognizer(VideoRanker):
         score_BK = np.asarray(self.program.scores(self.params, filled_BD, *features))
         score_BK = score_BK[: len(v_BD), : len(candidates.names)]
         return score_BK.reshape(*v_XD.shape[:-1], -1)
+
+    unit_length = True
+
+    @property
+    def vector_width(self) -> int:
+        """The number of values of a vector."""
+        return self.config.model.dim
+
+    def table(self, candidates: Candidates) -> Table | None:
+        """The labels; None if there are descriptions, over which each video attends."""
+        if candidates.d_KMD is not None:
+            return None
+        l_KD = np.asarray(candidates.l_KD)[: len(candidates.names)]
+        return Table(candidates.names, l_KD, np.zeros(len(l_KD), np.float32))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parameters, the config and the tokenizer."""
+        arrays = {path_of(path): x for path, x in jax.tree.leaves_with_path(self.params)}
+        return fingerprint(arrays, [_portable(self.config).to_dict(), self.tokenizer.model.hex()])
+
+    def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
+        """As `embed_clips`, without a mesh."""
+        model = nnx.eval_shape(lambda: CoCo(self.config, rngs=nnx.Rngs(0)))
+        graph = nnx.graphdef(model)
+
+        def rows(clips: ArrayLike) -> jax.Array:
+            return nnx.merge(graph, nnx.State(self.params)).embed_videos(clips)
+
+        return rows
 
     @property
     def temperature(self) -> float:
