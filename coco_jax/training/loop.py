@@ -137,8 +137,10 @@ class _Loop:
         profiler = Profiler(profile_steps if is_first_process else None, self.folder)
         key, first_step = jax.random.key(config.seed), int(state.step)
         with contextlib.ExitStack() as unsaved, contextlib.ExitStack() as closing:
-            for resource in filter(None, (self.checkpoints, writer, profiler)):
+            for resource in (self.checkpoints, profiler):
                 closing.callback(resource.close)
+            if writer is not None:
+                closing.callback(writer.close)
             for done in range(first_step + 1, steps + 1):
                 self.timer.lap("host")
                 local = next(loader)

@@ -168,7 +168,7 @@ def test_array_that_orbax_does_not_restore_is_a_damaged_checkpoint(two, tmp_path
     names = [name for name in metadata["tree_metadata"] if "('params', 'video'" in name]
     metadata["tree_metadata"][names[-1]]["key_metadata"][-2]["key"] += "x"
     path.write_text(json.dumps(metadata))
-    with pytest.raises(UserError, match="the checkpoint is damaged .* is missing"):
+    with pytest.raises(UserError, match=r"the checkpoint is damaged .* is missing"):
         restore_params(tmp_path, program)
     state, _ = restored(program, tmp_path)
     step = int(state.step)
