@@ -29,6 +29,7 @@ from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
+from coco_jax.training.validation import evaluated_checkpoints
 
 NUMBERS = (
     "top1",
@@ -83,7 +84,7 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
-        _, params = restore_params(folder / "checkpoints", program)
+        _, params = restore_params(evaluated_checkpoints(folder, config), program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
