@@ -52,7 +52,8 @@ svg text { fill: var(--text); } .mark { fill: var(--mark); } .other { fill: var(
   stroke-width: 2; } .dashed { fill: none; stroke: var(--soft); stroke-dasharray: 4 4; }
 .c0 { fill: #0072b2; } .c1 { fill: #e69f00; } .c2 { fill: #009e73; } .c3 { fill: #cc79a7; }
 .c4 { fill: #d55e00; } .c5 { fill: #56b4e9; } .c6 { fill: #b3a800; } .c7 { fill: #7d5fb2; }
-.frames { display: flex; flex-wrap: wrap; gap: 2px; } .frames img { height: 6rem; width: auto; }
+.frames { display: flex; flex-wrap: wrap; gap: 2px; } .frames img { height: auto; width: auto;
+  max-height: 6rem; max-width: calc(100% / 6 - 2px); }
 .bars { margin: .5rem 0; } .bars th, .bars td { border: 0; padding: .1rem .75rem .1rem 0; }
 .clip { border-bottom: 1px solid var(--line); padding: .5rem 0; break-inside: avoid; }
 details > summary { cursor: pointer; font-weight: 600; margin: .5rem 0; }
