@@ -450,7 +450,7 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
     chart.line([(0, 0), (1, 1)], "dashed")
     error = 100 * calibration["error"]
     temperature = calibration["temperature"]
-    parts = [
+    figures = [
         html.figure(
             chart.svg,
             "Accuracy by confidence, the highest share of the softmax over the unseen actions "
@@ -465,7 +465,7 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
         if general := result.get("generalised"):
             chart.dot(general["unseen"], general["seen"], "without an offset")
             about = f" The dot is without an offset; the area is {100 * general['auc']:.1f}."
-        parts.append(
+        figures.append(
             html.figure(
                 chart.svg,
                 "Accuracies with seen and unseen candidates, for every offset on the scores of the seen "
@@ -479,8 +479,8 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
     ]  # fmt: skip
     head = ("confidence", "videos", "mean confidence", "accuracy")
     numbers = html.table("The bars of the reliability diagram, in percent", head, rows)
-    parts.append(element("details", element("summary", "Numbers"), numbers))
-    return parts
+    shown = element("details", element("summary", "Numbers"), numbers)
+    return [element("div", *figures, class_="row"), shown]
 
 
 def _clips(run: Run, wanted: bool) -> list[Element]:
