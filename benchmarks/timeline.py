@@ -8,22 +8,25 @@ its own, with the actions of the clips as candidates. Printed are the share of t
 right action, the peak of the memory, and the time per minute of video.
 """
 
+import contextlib
 import csv
+import itertools
 import json
+import math
 import pathlib
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+import av.filter
 import numpy as np
 from absl import app, flags
-
-from coco_jax.data import video as videos
 
 CLIPS = flags.DEFINE_string("clips", None, "Folder of the clips.", required=True)
 MINUTES = flags.DEFINE_float("minutes", 10.0, "Duration of the joined video.")
@@ -42,55 +45,61 @@ class Part(NamedTuple):
     action: str
 
 
-def clip_frames(path: pathlib.Path) -> Any:
-    """The frames of a clip, at FPS frames a second, one after the other."""
-    info = videos.probe(path)
-    index_T = videos.shown_at(info, np.arange(int(info.duration * FPS)) / FPS)
+def scaled_frames(path: pathlib.Path) -> Iterator[Any]:
+    """The frames of a clip, FPS a second, scaled to fit into 1080p with black borders."""
     with av.open(str(path)) as container:
-        shown = -1
-        frames = container.decode(container.streams.video[0])
-        frame: Any = None
-        for index in index_T.tolist():
-            while shown < index:
-                frame, shown = next(frames, frame), shown + 1
-            yield frame
-
-
-def letterboxed(frame: Any) -> av.VideoFrame:
-    """The frame, scaled to fit into 1080p, with black borders."""
-    scale = min(HEIGHT / frame.height, WIDTH / frame.width)
-    height, width = (round(side * scale / 2) * 2 for side in (frame.height, frame.width))
-    rgb = frame.reformat(width, height, "rgb24").to_ndarray()
-    top, left = (HEIGHT - height) // 2, (WIDTH - width) // 2
-    canvas = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    canvas[top : top + height, left : left + width] = rgb
-    return av.VideoFrame.from_ndarray(canvas, format="rgb24")
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        shape = f"{WIDTH}:{HEIGHT}:force_original_aspect_ratio=decrease:force_divisible_by=2"
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("fps", str(FPS)),
+            graph.add("scale", f"{shape}:flags=fast_bilinear"),
+            graph.add("pad", f"{WIDTH}:{HEIGHT}:-1:-1"),
+            graph.add("format", "yuv420p"),
+            graph.add("buffersink"),
+        ).configure()
+        for frame in itertools.chain(container.decode(stream), [None]):  # None: the end
+            graph.push(frame)
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):  # needs more, or has ended
+                while True:
+                    yield graph.pull()
 
 
 def join(rows: list[dict[str, str]], folder: pathlib.Path, path: pathlib.Path) -> list[Part]:
-    """Writes the joined video, which repeats the clips in a shuffled order; returns its parts."""
+    """Writes the joined video: the clips in a shuffled order, repeated. Returns its parts."""
     parts: list[Part] = []
-    count, rng = 0, np.random.default_rng(0)
-    with av.open(str(path), "w", format="mp4") as out:
-        stream: Any = out.add_stream(
-            "libx264", rate=FPS, options={"preset": "ultrafast", "crf": "23"}
-        )
+    count, once = 0, path.with_suffix(".once.mp4")
+    with av.open(str(once), "w", format="mp4") as out:
+        options = {"preset": "ultrafast", "crf": "23"}  # no B-frames: packets are in order
+        stream: Any = out.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        while count < MINUTES.value * 60 * FPS:
-            for row in rng.permutation(np.array(rows, dtype=object)):
-                start = count
-                for frame in clip_frames(folder / row["file"]):
-                    picture = letterboxed(frame)
-                    picture.pts, picture.time_base = count, Fraction(1, FPS)
-                    out.mux(stream.encode(picture))
-                    count += 1
-                    if count >= MINUTES.value * 60 * FPS:
-                        break
-                parts.append(Part(start / FPS, count / FPS, row["action"]))
-                if count >= MINUTES.value * 60 * FPS:
-                    break
+        for row in np.random.default_rng(0).permutation(np.array(rows, dtype=object)):
+            start = count
+            for frame in scaled_frames(folder / row["file"]):
+                frame.pts, frame.time_base, frame.pict_type = count, Fraction(1, FPS), 0
+                out.mux(stream.encode(frame))
+                count += 1
+            parts.append(Part(start / FPS, count / FPS, row["action"]))
         out.mux(stream.encode())
-    return parts
+    seconds, wanted = count / FPS, MINUTES.value * 60
+    with av.open(str(path), "w", format="mp4") as out:
+        copied: Any = None
+        for turn in range(math.ceil(wanted / seconds)):
+            with av.open(str(once)) as source:
+                copied = copied or out.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size and packet.pts * packet.time_base + turn * seconds < wanted:
+                        packet.pts += round(turn * seconds / packet.time_base)
+                        packet.dts, packet.stream = packet.pts, copied
+                        out.mux(packet)
+    once.unlink()
+    shifted = [
+        Part(part.start + turn * seconds, min(part.end + turn * seconds, wanted), part.action)
+        for turn in range(math.ceil(wanted / seconds))
+        for part in parts
+    ]
+    return [part for part in shifted if part.start < wanted]
 
 
 def right_share(parts: list[Part], segments: list[dict[str, Any]]) -> float:

@@ -22,7 +22,12 @@ COMMANDS = {
     "predict": Command(
         "coco_jax.predict",
         "name the actions in your own videos",
-        'coco-jax predict --video=a.mp4 --actions="juggling, rope skipping"',
+        'coco-jax predict a.mp4 --actions="juggling, rope skipping"',
+    ),
+    "index": Command(
+        "coco_jax.index",
+        "embed an archive of videos once, and search it later",
+        "coco-jax index build FOLDER --output=INDEX; coco-jax index search INDEX juggling",
     ),
     "train": Command(
         "coco_jax.main",
@@ -36,6 +41,18 @@ COMMANDS = {
         "evaluate trained runs",
         "coco-jax evaluate --config=demo --workdir=runs/motion",
         arguments=("--mode=evaluate",),
+        needs="clu",
+        extra="train",
+    ),
+    "compare": Command(
+        "coco_jax.compare",
+        "say what differs between two runs, then compare their numbers",
+        "coco-jax compare runs/a runs/b",
+    ),
+    "certify": Command(
+        "coco_jax.certify",
+        "check the evidence of an evaluated run, or write it",
+        "coco-jax certify runs/motion/full/split1/seed0",
         needs="clu",
         extra="train",
     ),

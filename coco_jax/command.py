@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -59,6 +60,23 @@ def writable_folder(folder: pathlib.Path, flag: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"{flag}={folder}: {error.strerror}; choose another folder") from error
+
+
+def beam_options(text: str) -> Any:
+    """The options of a pipeline of Apache Beam from a flag, "a=b,c".
+
+    Raises:
+      UserError: Apache Beam is not installed.
+    """
+    try:
+        from apache_beam.options import pipeline_options
+    except ImportError as error:
+        raise UserError(
+            '--beam_pipeline_options needs Apache Beam: pip install "coco_jax[beam]"'
+        ) from error
+    return pipeline_options.PipelineOptions(
+        [f"--{o.strip()}" for o in text.split(",") if o.strip()]
+    )
 
 
 def parser(program: str, accepts_words: bool = False) -> Callable[[list[str]], list[str]]:

@@ -35,6 +35,7 @@ from coco_jax import files
 from coco_jax.command import run_command, writable_folder
 from coco_jax.errors import UserError
 from coco_jax.printing import printable
+from coco_jax.recognition import model_flags
 
 if TYPE_CHECKING:  # JAX is imported when the flags have been read
     from coco_jax.evaluation.video_page import VideoPage
@@ -71,18 +72,7 @@ def define_flags() -> None:
         None,
         "File of captions: JSON {action: [caption, ...]}, or CSV action,description.",
     )
-    flags.DEFINE_string(
-        "model",
-        None,
-        "The folder of a model that was saved, or of a run; by default the pretrained model.",
-    )
-    flags.DEFINE_alias("checkpoint", "model")
-    flags.DEFINE_string("towers", None, "Published towers as they are: a preset such as clip_b32.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "Of the published towers: a file, a folder, or hf:org/name; by default those of --towers.",
-    )
+    model_flags.define_flags()
     flags.DEFINE_integer(
         "windows", 3, "Of the pretrained model: at most so many windows of 2.56 s of each video."
     )
@@ -288,16 +278,9 @@ def _show(bar: tqdm, done: int, count: int) -> None:
 
 def _load(values: flags.FlagValues) -> Any:
     """The recogniser that the flags name."""
-    if values.model and (values.towers or values.weights):
-        raise UserError("--model and --towers or --weights name two models; give one of them")
-    where = values.model or values.weights
-    recognizer: Any
-    if where or values.towers:
-        recognizer = coco_jax.load(where, values.towers)
-        if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
-            recognizer.windows = values.windows
-    else:
-        recognizer = coco_jax.PretrainedRecognizer(values.windows)
+    recognizer = model_flags.loader(values)()
+    if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
+        recognizer.windows = values.windows
     return recognizer
 
 

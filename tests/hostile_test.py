@@ -1,5 +1,7 @@
 """Hostile files: each gives a result or one line, in bounded time and memory, and opens no other."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -58,6 +60,32 @@ def test_one_file_of_every_kind_gives_a_result_or_one_line(tmp_path, predict_fla
         outcome = hostile_runs.run(case, hostile_runs.Decoder(), build=None)
         check(case, outcome._replace(megabytes=0))  # the peak of all tests in this process
     assert not (tmp_path / "secret/executed").exists()
+
+
+@pytest.mark.parametrize("timeline", [False, True])
+def test_folder_of_hostile_videos_has_a_result_or_an_error_for_each(
+    tmp_path, predict_flags, timeline
+):
+    """Found by a pattern; as JSON lines and as a table."""
+    cases = hostile.make(tmp_path, {"video": len(hostile.RECIPES["video"])}, seed=3)
+    words = [f"{tmp_path}/video*/*"]
+    ranker = hostile_runs.Decoder()
+    outcome = hostile_runs.predict_words(ranker, words, jsonl=True, timeline=timeline)
+    assert outcome.code == 3 and outcome.seconds < SECONDS, outcome
+    rows = {row["video"]: row for row in map(json.loads, outcome.out.splitlines())}
+    kind = "segments" if timeline else "actions"
+    for case in cases:
+        if case.what == "directory":  # an empty folder with the name of a video
+            continue
+        row = rows[case.path]
+        assert ("error" in row) != (kind in row), case
+        assert "error" in row or not case.refused, case
+        assert len(row.get("error", "")) < 1500, case
+    outcome = hostile_runs.predict_words(ranker, words, csv=True, timeline=timeline)
+    assert outcome.out.replace("\n", "").isprintable(), outcome
+    table = list(csv.DictReader(io.StringIO(outcome.out)))
+    assert len({row["video"] for row in table}) == len(rows)
+    assert not any(cell[:1] in ("=", "+", "@") for row in table for cell in row.values())
 
 
 @pytest.mark.faults

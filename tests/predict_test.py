@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -253,6 +254,16 @@ def test_lines_are_written_as_soon_as_a_video_is_done(tree, call, tmp_path, monk
     monkeypatch.setattr(ColourRanker, "embed_video", embed_video)
     call([tree], "--jsonl", f"--output={file}")
     assert seen == [0, 1, 2]
+
+
+def test_progress_is_shown_on_terminals_only(tree, call, capsys, monkeypatch):
+    _, out, err = call([tree])
+    assert len(err.splitlines()) == 1  # what the model was trained on
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    _, same, err = call([tree])
+    assert same == out and "3/3" in err and "video/s" in err  # with the time that is left: "<00:01"
+    _, _, err = call([tree / "b.mp4"], "--timeline")
+    assert "window" in err
 
 
 def test_all_is_the_corpus_of_the_package():

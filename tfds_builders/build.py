@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from coco_jax.command import run_command, writable_folder
+from coco_jax.command import beam_options, run_command, writable_folder
 from coco_jax.errors import UserError
 from tfds_builders.common import user_lists
 
@@ -78,7 +78,7 @@ def build(
     _set_options(builder, options, beam)
     download = tfds.download.DownloadConfig(manual_dir=manual_dir)
     if beam is not None:
-        download.beam_options = _beam_options(beam)
+        download.beam_options = beam_options(beam)
     folder = pathlib.Path(builder.data_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,19 +142,6 @@ def _locked(folder: pathlib.Path):
         for incomplete in folder.parent.glob(f"incomplete.*_{folder.name}"):
             shutil.rmtree(incomplete)
         yield
-
-
-def _beam_options(text: str) -> Any:
-    try:
-        from apache_beam.options import pipeline_options
-    except ImportError as error:
-        raise UserError(
-            "--beam_pipeline_options: Apache Beam is not installed; run `pip install -r "
-            "requirements-beam.txt`"
-        ) from error
-    return pipeline_options.PipelineOptions(
-        [f"--{o.strip()}" for o in text.split(",") if o.strip()]
-    )
 
 
 def define_flags() -> None:

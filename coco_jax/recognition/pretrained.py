@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -42,6 +43,7 @@ from coco_jax.recognition.parts import (
     video_tower,
 )
 from coco_jax.recognition.ranking import Path, Ranked, VideoRanker, pad, padded_count
+from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.recognition.timeline import WINDOW
 
 # WEIGHTS and SIMILARITY_TEMPERATURE were chosen on classes held out of the seen ones; WIDTH, RIDGE and
@@ -252,6 +254,17 @@ class PretrainedRecognizer(VideoRanker):
         )
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All parameters except those of the text encoder, by path."""
+        parts = self._parts
+        return {
+            **parts.video,
+            "classifier/kernel": parts.classifier.kernel,
+            "classifier/bias": parts.classifier.bias,
+            **{f"features/{block}": x for block, x in parts.features.items()},
+        }
+
+    @property
     def training_data(self) -> str:
         """What the parts of the model were trained on."""
         return "Kinetics-400 (I3D) and text (MiniLM)"
@@ -393,7 +406,7 @@ class PretrainedRecognizer(VideoRanker):
         """Reads windows of 64 frames, evenly spread over a video; by default `windows` of them."""
         return ClipReader(_clip_config(clips or self.windows), training=False)
 
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """The number of windows from which the vector of a video is made.
 
         Raises:
@@ -420,3 +433,68 @@ class PretrainedRecognizer(VideoRanker):
         """
         logit_XK, logit_XA = (v_XF @ x.v_KF.T - x.penalty_K for x in (candidates, self._corpus))
         return logit_XK - np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
+
+    @property
+    def vector_width(self) -> int:
+        """The number of values of a vector."""
+        return self._seen_SF.shape[1]
+
+    @property
+    def row_width(self) -> int:
+        """One more: see `rows`."""
+        return self.vector_width + 1
+
+    def rows(self, v_XF: Float[np.ndarray, "X F"]) -> Float[np.ndarray, "X W"]:
+        """A vector, and minus the `RIVAL`-th highest logit among the corpus's actions."""
+        logit_XA = v_XF @ self._corpus.v_KF.T - self._corpus.penalty_K
+        rival_X1 = np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
+        return np.concatenate([v_XF, -rival_X1], 1).astype(np.float32)
+
+    def table(self, candidates: Prototypes) -> Table:
+        """The prototypes; the last value of a row is added to each score."""
+        ones_K1 = np.ones((len(candidates.names), 1), np.float32)
+        vectors_KW = np.concatenate([candidates.v_KF, ones_K1], 1).astype(np.float32)
+        return Table(candidates.names, vectors_KW, -candidates.penalty_K)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parts and the settings; `windows` does not count."""
+        parts = self._parts
+        arrays = {
+            **parts.video,
+            "classifier/kernel": parts.classifier.kernel,
+            "classifier/bias": parts.classifier.bias,
+            **{f"features/{block}": x for block, x in parts.features.items()},
+        }
+        settings = {
+            **dataclasses.asdict(self.settings),
+            "actions": parts.actions,
+            "classes": parts.classifier.classes,
+        }
+        return fingerprint(arrays, settings)
+
+    def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
+        """As `embed_clips` and then `rows`, in JAX."""
+        classifier, constants, corpus = self._classifier, self.settings, self._corpus
+
+        def rows(clips: ArrayLike) -> jax.Array:
+            feature_BF = self._embed(self._params, clips)
+            posterior_BS = jax.nn.softmax(feature_BF @ classifier.kernel + classifier.bias)
+            v_BF = feature_BF - self._origin_F.astype(np.float32)
+            v_BF /= jnp.maximum(jnp.linalg.norm(v_BF, axis=-1, keepdims=True), 1e-8)
+            v_BF += constants.posterior_weight * (posterior_BS @ self._seen_SF.astype(np.float32))
+            logit_BA = v_BF @ corpus.v_KF.T - corpus.penalty_K
+            rival_B1 = jax.lax.top_k(logit_BA, RIVAL)[0][:, -1:]
+            return jnp.concatenate([v_BF, -rival_B1], 1)
+
+        return rows
+
+    def features(self, path: Path) -> Float[np.ndarray, " F"]:
+        """The mean of I3D's features over the windows of a video.
+
+        Raises:
+          VideoError: the file cannot be decoded.
+        """
+        clips = self.clip_reader(self.clips_of(path)).read_views(path)
+        x_XF = [np.asarray(self._embed(self._params, clip[None]))[0] for clip in clips]
+        return np.mean(x_XF, 0)

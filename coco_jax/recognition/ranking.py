@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 
 from coco_jax.data import video as videos
@@ -15,6 +16,7 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 from coco_jax.recognition import timeline as timelines
+from coco_jax.recognition.tables import Table
 from coco_jax.recognition.timeline import ACTION_SECONDS, STRIDE, Segment, Timeline, Windows
 
 Path = str | os.PathLike[str]
@@ -79,6 +81,8 @@ class VideoRanker(abc.ABC):
 
     # A threshold for `rank` with a known error rate; None if nobody has measured one.
     default_threshold: float | None = None
+    # Whether the vector of a video is scaled to unit length (`pool`).
+    unit_length = False
 
     @abc.abstractmethod
     def embed_actions(
@@ -99,7 +103,7 @@ class VideoRanker(abc.ABC):
         """
 
     @abc.abstractmethod
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """The number of clips from which the vector of a video is made.
 
         Raises:
@@ -118,6 +122,41 @@ class VideoRanker(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def vector_width(self) -> int:
+        """The number of values of a vector, D."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of all that vectors and scores depend on."""
+
+    @abc.abstractmethod
+    def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
+        """A pure JAX function from uint8 clips `B T H W 3` to float32 rows `B W`."""
+
+    def rows(self, v_XD: Float[np.ndarray, "X D"]) -> Float[np.ndarray, "X W"]:
+        """What an index stores of vectors. The first D values of a row are the vector."""
+        return v_XD
+
+    @property
+    def row_width(self) -> int:
+        """The number of values of a row, W."""
+        return self.vector_width
+
+    def table(self, candidates: Any) -> Table | None:
+        """Candidates as a table for rows; None if the raw scores are not linear in the rows."""
+        return None
+
+    def features(self, path: Path) -> Float[np.ndarray, " F"]:
+        """The features of a video to train on; by default its vector.
+
+        Raises:
+          VideoError: the file cannot be decoded.
+        """
+        return self.embed_video(path)
+
+    @property
+    @abc.abstractmethod
     def temperature(self) -> float:
         """Divides the raw scores in the softmax."""
 
@@ -126,8 +165,11 @@ class VideoRanker(abc.ABC):
         """The number of clips that `embed_videos` and `embed_windows` embed at once."""
         return 1 if jax.default_backend() == "cpu" else CLIP_BATCH
 
-    def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
+    def embed_video(self, path: Path | bytes) -> Float[np.ndarray, " D"]:
         """The vector of a video, float32.
+
+        Args:
+          path: of a video file, or its content.
 
         Raises:
           VideoError: the file cannot be decoded.
@@ -144,7 +186,7 @@ class VideoRanker(abc.ABC):
         """
         if not paths:
             raise UserError("no videos to embed; give at least one file")
-        return np.stack([self.embed_video(path) for path in paths])
+        return np.stack([self.embed_video(path) for path in _listed(paths)])
 
     def embed_windows(
         self,
@@ -235,7 +277,7 @@ class VideoRanker(abc.ABC):
           UserError: a video cannot be decoded, or the actions are not usable.
         """
         candidates = self.embed_actions(actions, descriptions)
-        return [self.rank_one(path, candidates, threshold) for path in paths]
+        return [self.rank_one(path, candidates, threshold) for path in _listed(paths)]
 
     def rank_one(self, path: Path, candidates: Any, threshold: float | None = None) -> Ranking:
         """As `rank`, for one video and the result of `embed_actions`.
@@ -315,7 +357,7 @@ class VideoRanker(abc.ABC):
         top: int | None = None,
     ) -> Iterator[Recognition]:
         """As `recognize`, one video at a time, for the result of `embed_actions`."""
-        for path, ranked in self.rank_each(list(paths), candidates, threshold):
+        for path, ranked in self.rank_each(_listed(paths), candidates, threshold):
             if isinstance(ranked, VideoError):
                 yield Recognition(os.fspath(path), (), str(ranked))
             else:
@@ -439,6 +481,17 @@ class VideoRanker(abc.ABC):
         share_XK = np.exp((score_XK - score_XK.max(-1, keepdims=True)) / self.temperature)
         share_XK /= share_XK.sum(-1, keepdims=True)
         return share_XK, score_XK
+
+
+def _listed(paths: Iterable[Path]) -> list[Path]:
+    """The paths as a list.
+
+    Raises:
+      TypeError: they are a single path, whose letters would be taken as paths.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"paths: {paths!r} is one path; give a list of paths")
+    return list(paths)
 
 
 def _names(candidates: Any, threshold: float | None) -> list[str]:

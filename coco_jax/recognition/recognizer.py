@@ -1,29 +1,35 @@
 """Names actions in videos with a model whose text and video towers were trained together."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax import sharding, weights
-from coco_jax.config import load_stored, uses_descriptions
+from coco_jax.config import load_stored, uses_definitions, uses_descriptions
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.errors import UserError
+from coco_jax.models.coco import CoCo
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
 from coco_jax.recognition.ranking import Path, VideoRanker, pad, padded_count
+from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
+from coco_jax.training.validation import evaluated_checkpoints
 
 NUMBERS = (
     "top1",
@@ -77,7 +83,7 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
-        _, params = restore_params(folder / "checkpoints", program)
+        _, params = restore_params(evaluated_checkpoints(folder, config), program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
@@ -187,6 +193,18 @@ class Recognizer(VideoRanker):
         ]
         return jax.numpy.asarray(pad(np.concatenate(parts), count))
 
+    def embed_prompts(self, prompts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of texts, each embedded as the only prompt of a label.
+
+        Args:
+          prompts: texts such as "a video of juggling"; `config.text.templates` are not used.
+        """
+        # A model that uses definitions takes the prompt instead of one, as for a class without one.
+        repeated_NPL = np.repeat(
+            self.tokenizer(prompts)[:, None], 1 + uses_definitions(self.config), axis=1
+        )
+        return np.asarray(self._embed(self.program.embed_labels, repeated_NPL))[: len(prompts)]
+
     def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B D"]:
         """The unit vectors of clips."""
         return np.asarray(self.program.embed_videos(self.params, clips_BTHWC), np.float32)
@@ -199,7 +217,7 @@ class Recognizer(VideoRanker):
         config.data.views = clips
         return ClipReader(config, training=False)
 
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """`config.data.views`, as in evaluation; the file is not opened."""
         return self.config.data.views
 
@@ -223,6 +241,36 @@ class Recognizer(VideoRanker):
         score_BK = np.asarray(self.program.scores(self.params, filled_BD, *features))
         score_BK = score_BK[: len(v_BD), : len(candidates.names)]
         return score_BK.reshape(*v_XD.shape[:-1], -1)
+
+    unit_length = True
+
+    @property
+    def vector_width(self) -> int:
+        """The number of values of a vector."""
+        return self.config.model.dim
+
+    def table(self, candidates: Candidates) -> Table | None:
+        """The labels; None if there are descriptions, over which each video attends."""
+        if candidates.d_KMD is not None:
+            return None
+        l_KD = np.asarray(candidates.l_KD)[: len(candidates.names)]
+        return Table(candidates.names, l_KD, np.zeros(len(l_KD), np.float32))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parameters, the config and the tokenizer."""
+        arrays = {path_of(path): x for path, x in jax.tree.leaves_with_path(self.params)}
+        return fingerprint(arrays, [_portable(self.config).to_dict(), self.tokenizer.model.hex()])
+
+    def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
+        """As `embed_clips`, without a mesh."""
+        model = nnx.eval_shape(lambda: CoCo(self.config, rngs=nnx.Rngs(0)))
+        graph = nnx.graphdef(model)
+
+        def rows(clips: ArrayLike) -> jax.Array:
+            return nnx.merge(graph, nnx.State(self.params)).embed_videos(clips)
+
+        return rows
 
     @property
     def temperature(self) -> float:

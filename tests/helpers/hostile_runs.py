@@ -12,7 +12,7 @@ import re
 import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -51,13 +51,22 @@ def run(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] | 
       recognizer: for predictions.
       build: builds a dataset from a folder; None: the folder is only read.
     """
+    return _outcome(lambda: _use(case, recognizer, build))
+
+
+def predict_words(recognizer: Any, words: list[str], **values: Any) -> Outcome:
+    """Runs the command that ranks videos with words, such as folders and patterns, and flags."""
+    return _outcome(lambda: _predict(recognizer, words, video=[], actions="run, hop", **values))
+
+
+def _outcome(command: Callable[[], None]) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     started = _cpu_seconds()
     code: int | None = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             with reported("command"):
-                _use(case, recognizer, build)
+                command()
         except SystemExit as ended:
             code = ended.code  # type: ignore[assignment]
         except Exception as error:  # what a user would see as a traceback
@@ -103,11 +112,11 @@ def _use(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] |
                 _read_folder(dataset, pathlib.Path(case.path))
 
 
-def _predict(recognizer: Any, **values: Any) -> None:
+def _predict(recognizer: Any, words: Sequence[str] = (), **values: Any) -> None:
     settings: dict[str, Any] = {
         "model": "RUN", "towers": None, "weights": None, "threshold": None, "samples": False,
         "actions": None, "actions_file": None, "descriptions": None, "json": False, "top": None,
-        "plot": None,
+        "plot": None, "timeline": False, "jsonl": False, "csv": False,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         good = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".gif"))
@@ -118,7 +127,7 @@ def _predict(recognizer: Any, **values: Any) -> None:
         before = predict.coco_jax.load
         stack.callback(setattr, predict.coco_jax, "load", before)
         predict.coco_jax.load = lambda *_: recognizer  # type: ignore[assignment]
-        predict.command([])
+        predict.command(["predict", *words])
 
 
 def _read_folder(dataset: str, folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from coco_jax.data import video as videos
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.recognition.inputs import check_actions
 from coco_jax.recognition.ranking import VideoRanker
+from coco_jax.recognition.tables import Table
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -22,6 +23,7 @@ class ColourRanker(VideoRanker):
     training_data = "nothing"
     temperature = 0.2
     clip_batch = 1
+    vector_width, fingerprint = 3, "colours"
 
     def __init__(self, views: int = 2):
         self.views, self.clips, self.batches = views, 0, 0
@@ -47,8 +49,16 @@ class ColourRanker(VideoRanker):
         return v_XD.mean(0)
 
     def compare(self, v_XD, candidates):
+        return self.table(candidates).scores(v_XD)
+
+    def table(self, candidates):
         colour_KD = np.array([COLOURS.get(name, (0, 0, 0)) for name in candidates.names]) / 255
-        return v_XD @ colour_KD.T.astype(np.float32)
+        return Table(
+            candidates.names, colour_KD.astype(np.float32), np.zeros(len(colour_KD), np.float32)
+        )
+
+    def clip_function(self):
+        return lambda clips: clips.astype(np.float32).mean((1, 2, 3)) / 255
 
 
 def coloured(*parts: tuple[str, float], fps: int = 10, size: tuple[int, int] = (32, 48)) -> bytes:

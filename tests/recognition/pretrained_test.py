@@ -17,6 +17,7 @@ from coco_jax.recognition import folder as folders
 from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 from tests.helpers import runs
+from tests.helpers.rankers import coloured
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,41 @@ def test_raw_scores_are_relative_to_the_fifth_best_action_of_the_corpus(recogniz
     assert (scores >= -1e-5).sum() == 5
     few = recognizer.compare(v_F, recognizer.embed_actions(corpus[:3]))
     np.testing.assert_allclose(few, scores[:3], atol=1e-5)
+
+
+def test_window_has_the_raw_scores_of_a_video_of_its_frames(recognizer, tmp_path, monkeypatch):
+    """With random features of the mean colour in place of I3D, which would take seconds a window.
+
+    The vector of a window is that of docs/pretrained.md, written out for one window.
+    """
+    projection = np.random.default_rng(0).normal(size=(3, 1024)).astype(np.float32)
+
+    def embed(params, clips_BTHWC):
+        return clips_BTHWC.mean((1, 2, 3)) / 99 @ projection
+
+    monkeypatch.setattr(recognizer, "_embed", embed)
+    (tmp_path / "a.mp4").write_bytes(coloured(("red", 1.2), ("blue", 1.2)))
+    windows = recognizer.embed_windows(tmp_path / "a.mp4")
+    assert windows.v_TD.shape == (1, 1024)
+    candidates = recognizer.embed_actions(["playing chess", "push up", "archery"])
+    (raw_K,) = recognizer.compare(windows.v_TD, candidates)
+    np.testing.assert_allclose(
+        raw_K, recognizer.raw_scores(tmp_path / "a.mp4", candidates), atol=1e-5
+    )
+    classifier, (clip,) = (
+        recognizer._classifier,
+        recognizer.clip_reader(1).read_views(tmp_path / "a.mp4"),
+    )
+    (feature_F,) = embed(None, clip[None])
+    logits_S = feature_F @ classifier.kernel + classifier.bias
+    posterior_S = np.exp(logits_S - logits_S.max()) / np.exp(logits_S - logits_S.max()).sum()
+    centred_F = feature_F - recognizer._origin_F
+    want_F = centred_F / np.linalg.norm(centred_F) + 0.5 * posterior_S @ recognizer._seen_SF
+    np.testing.assert_allclose(windows.v_TD[0], want_F, atol=1e-5)
+    found = recognizer.timeline(tmp_path / "a.mp4", candidates.names, threshold=-0.12)
+    (ranked,) = recognizer.rank([tmp_path / "a.mp4"], candidates.names, threshold=-0.12)
+    assert found.segments[0].action == ranked[0].action
+    assert found.segments[0].score == pytest.approx(ranked[0].score, abs=1e-5)
 
 
 def test_threads_load_the_text_encoder_once(recognizer):

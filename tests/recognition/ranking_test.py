@@ -120,6 +120,13 @@ def test_recognize_gives_a_typed_result_for_each_video_and_the_reason_for_a_brok
         red.video = "other"
 
 
+@pytest.mark.parametrize("method", ["recognize", "rank", "embed_videos"])
+def test_path_in_place_of_a_list_is_an_error(method):
+    arguments = () if method == "embed_videos" else (["red"],)
+    with pytest.raises(TypeError, match="give a list of paths"):
+        getattr(ColourRanker(), method)("a.mp4", *arguments)
+
+
 def test_recognize_and_rank_agree(folder):
     actions = ["blue", "red"]
     (found,) = ColourRanker().recognize([folder / "both.mp4"], actions, threshold=0.1)

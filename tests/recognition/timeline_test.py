@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -152,6 +153,19 @@ def test_windows_of_a_stream_are_those_of_separate_decodes(path):
     assert info.duration == pytest.approx(26)
     twice = list(videos.decode_windows(video, np.array([[1.0, 2.0]] * 2), short_side=32))
     assert twice[0] is twice[1]
+
+
+def test_memory_for_a_long_video_is_that_of_a_window():
+    """400 frames of 96 x 128 pixels are 14 MiB; a window has eight of them."""
+    video = coloured(("red", 40), size=(96, 128))
+    times_NT = np.arange(0, 38.0, 0.5)[:, None] + np.arange(8) * 0.25
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in videos.decode_windows(video, times_NT, short_side=96))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == len(times_NT) and peak < 3 << 20
 
 
 @pytest.mark.parametrize(
