@@ -515,7 +515,11 @@ def _guesses(guesses: Sequence[tuple[str, float | None]], example: dict[str, Any
     shares = [(name, share) for name, share in guesses if share is not None]
     if len(shares) < len(guesses):
         return element("p", f"{title}: {', '.join(name for name, _ in guesses)}")
-    return html.bars(shares, example["action"], f"{title} and their shares of the softmax")
+    return html.bars(
+        shares,
+        example["action"],
+        f"{title} and their shares of the softmax (blue: the true action)",
+    )
 
 
 def _records(config: ConfigDict) -> tuple[datasets.Records | None, str]:
