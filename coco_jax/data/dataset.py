@@ -23,7 +23,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -96,6 +96,15 @@ class Records:
         return found_NF
 
 
+class Source(NamedTuple):
+    """A dataset that was built with TFDS: its name, version and folder."""
+
+    name: str  # as in `load`
+    data_dir: str
+    version: str
+    folder: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Videos of `classes`, and the seen and unseen classes of each class split."""
@@ -109,6 +118,7 @@ class Dataset:
     random_splits: Mapping[str, int] | None = (
         None  # the arguments of `random_split`, if it has them
     )
+    sources: tuple[Source, ...] = ()  # what was built; two for a cross-dataset run
 
     def display_names(self, names: Sequence[str]) -> list[str]:
         """The names of classes to use in texts."""
@@ -190,7 +200,10 @@ def load(name: str, data_dir: str) -> Dataset:
         index.get("official"),
     )
     random_splits = builder.info.metadata.get("random_splits")
-    return Dataset(name, classes, class_splits, records, random_splits=random_splits)
+    source = Source(name, data_dir, str(builder.info.version), str(builder.data_dir))
+    return Dataset(
+        name, classes, class_splits, records, random_splits=random_splits, sources=(source,)
+    )
 
 
 def random_split(
@@ -290,6 +303,7 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
         splits,
         records,
         {**trained.words, **{key[name]: name for name in shared}},
+        sources=trained.sources + tested.sources,
     )
 
 
@@ -318,4 +332,4 @@ def normal_id(video_id: str) -> str:
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:
     """The index in `classes` of each class in `wanted`, in the order of `wanted`."""
     position = {name: i for i, name in enumerate(classes)}
-    return np.array([position[name] for name in wanted])
+    return np.array([position[name] for name in wanted], np.int64)
