@@ -1,5 +1,6 @@
 """Compares two runs or sweeps: first what differs in how they were made, then their numbers."""
 
+import math
 import pathlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -133,8 +134,12 @@ def _settings(a: Run, b: Run, section: str) -> list[str]:
 
 
 def _fields(run: Run, section: str) -> Mapping[str, Any]:
-    fields = _get(run, f"{section}.config")
-    return fields if isinstance(fields, dict) else {}
+    return _mapping(run, f"{section}.config")
+
+
+def _mapping(run: Run, path: str) -> Mapping[str, Any]:
+    value = _get(run, path)
+    return value if isinstance(value, dict) else {}
 
 
 def _data(a: Run, b: Run) -> list[str]:
@@ -142,7 +147,7 @@ def _data(a: Run, b: Run) -> list[str]:
     for what, path in (("dataset", "data.dataset"), ("built from", "data.sources")):
         lines += _differ(what, *_both(a, b, path))
     if _differ("", *_both(a, b, "data.records_sha256")):
-        one, other = _both(a, b, "data.records")
+        one, other = (_shown(count) for count in _both(a, b, "data.records"))
         lines.append(
             f"records of the dataset (ids, classes, TFDS splits): {one} and {other}, not the same"
         )
@@ -152,9 +157,11 @@ def _data(a: Run, b: Run) -> list[str]:
         if not _differ("", *_both(a, b, f"data.{group}.ids_sha256")):
             continue
         counts = _both(a, b, f"data.{group}.videos")
-        line = f"{group.replace('_', ' ')}: {counts[0]} videos in A, {counts[1]} in B"
+        line = (
+            f"{group.replace('_', ' ')}: {_shown(counts[0])} videos in A, {_shown(counts[1])} in B"
+        )
         lines.append(line + (_missing_videos(a, b) if group == "tested" else ""))
-    lines += _differ("test sets", *(sorted(x or ()) for x in _both(a, b, "data.test_sets")))
+    lines += _differ("test sets", *(sorted(_mapping(run, "data.test_sets")) for run in (a, b)))
     return lines
 
 
@@ -201,9 +208,11 @@ def _list_name(run: Run, group: str) -> str:
 
 
 def _prompts(a: Run, b: Run) -> list[str]:
-    one, other = (_fields(run, "prompts").get("text.templates") or [] for run in (a, b))
+    one, other = (_fields(run, "prompts").get("text.templates") for run in (a, b))
     if one == other:
         return []
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return _differ("templates", one, other)
     if sorted(map(str, one)) == sorted(map(str, other)):
         return ["templates: the same in another order, which changes a result by rounding only"]
     only = _only({str(x) for x in one}, {str(x) for x in other})
@@ -215,15 +224,15 @@ def _descriptions(a: Run, b: Run) -> list[str]:
         return []  # definitions are used only if a prompt field says so, and then the corpus matters
     lines = []
     if _differ("", *_both(a, b, "descriptions.sha256")):
-        counts = _both(a, b, "descriptions.count")
-        lines.append(f"corpus: other texts ({counts[0]} in A, {counts[1]} in B)")
+        one, other = (_shown(count) for count in _both(a, b, "descriptions.count"))
+        lines.append(f"corpus: other texts ({one} in A, {other} in B)")
     return lines + _differ("removed, of tested videos", *_both(a, b, "descriptions.removed"))
 
 
 def _weights(a: Run, b: Run) -> list[str]:
     lines = []
     for tower in ("video", "text"):
-        one, other = (_get(run, f"weights.{tower}") or {} for run in (a, b))
+        one, other = (_mapping(run, f"weights.{tower}") for run in (a, b))
         if one.get("sha256") == other.get("sha256") and (one.get("sha256") or one == other):
             continue
         lines.append(f"{tower} tower: {_checkpoint(one)} in A, {_checkpoint(other)} in B")
@@ -263,7 +272,7 @@ def _commit(git: Any) -> str:
 def _numbers(a: Run, b: Run) -> dict[str, Any]:
     """Top-1 of two runs and their difference; with an interval if the tested videos are the same."""
     tops = [_get(run, "numbers.top1") for run in (a, b)]
-    if not all(isinstance(top, int | float) for top in tops):
+    if not all(isinstance(top, int | float) and math.isfinite(top) for top in tops):
         raise UserError(f"{a.name} or {b.name}: has no top-1; evaluate the run again")
     return {
         "a": tops[0],
@@ -279,7 +288,9 @@ def _numbers(a: Run, b: Run) -> dict[str, Any]:
 def _interval(run: Run) -> list[float] | None:
     found = _get(run, "bootstrap.top1")
     is_pair = isinstance(found, list) and len(found) == 2
-    return found if is_pair and all(isinstance(x, int | float) for x in found) else None
+    if not is_pair or not all(isinstance(x, int | float) and math.isfinite(x) for x in found):
+        return None
+    return found
 
 
 def _paired(a: Run, b: Run) -> list[float] | None:
