@@ -54,6 +54,18 @@ COMMANDS = {
         needs="clu",
         extra="train",
     ),
+    "compare": Command(
+        "coco_jax.compare",
+        "say what differs between two runs, then compare their numbers",
+        "coco-jax compare runs/a runs/b",
+    ),
+    "certify": Command(
+        "coco_jax.certify",
+        "check the evidence of an evaluated run, or write it",
+        "coco-jax certify runs/motion/full/split1/seed0",
+        needs="clu",
+        extra="train",
+    ),
     "sweep": Command(
         "coco_jax.sweep",
         "search hyper-parameters on validation classes",

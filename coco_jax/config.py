@@ -25,7 +25,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 CHOICES: dict[str, tuple[str, ...]] = {
     "ablation": ABLATIONS,
     "alignment": ALIGNMENTS,
-    "protocol": ("test", "validation", "cross"),
+    "protocol": ("test", "validation", "cross", "frozen"),
     "data.shared_classes": ("keep", "drop"),
     "data.sampling": ("random", "dense"),
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
@@ -46,6 +46,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cycle.form": ("squared", "contrastive"),
 }
 STOP_GRADIENT = ("seen", "unseen", "target")  # allowed elements of cycle.stop_gradient
+WRITERS = ("tensorboard", "wandb")  # allowed elements of writers
 
 # The smallest and the largest allowed value of every field that is a number. The upper bounds are far
 # above published models: they keep a mistyped or foreign config from exhausting the machine.
@@ -118,7 +119,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "ridge.seen_classes": (0, 2**20),
     "cycle.heads": HEADS,
     "cycle.tau_r": TEMPERATURE,
-    "optimizer.steps": COUNT,
+    "optimizer.steps": (0, 2**31 - 1),
     "optimizer.warmup": (0, 2**31 - 1),
     "optimizer.learning_rate": (1e-15, 1e38),
     "optimizer.final_learning_rate_ratio": WEIGHT,
@@ -131,6 +132,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "mesh.fsdp": (-1, 2**20),
     "mesh.tensor": (-1, 2**20),
     "eval.interpolate": SHARE,
+    "eval.every": (0, 2**31 - 1),
+    "eval.patience": (0, 2**31 - 1),
     "log_every": COUNT,
     "checkpoint_every": COUNT,
     "keep_checkpoints": COUNT,
@@ -145,7 +148,7 @@ MAX_WAYS = 2**20  # in which a regular expression may match a path, roughly
 FREE = (
     "version", "text.trained_vocabulary", "ridge.seen_classes", "sweep.", "log_every",
     "checkpoint_every", "keep_checkpoints", "mesh.", "data.dir", "data.workers", "data.threads",
-    "data.cache",
+    "data.cache", "writers",
 )  # fmt: skip
 
 
@@ -166,6 +169,7 @@ def default() -> ConfigDict:
     #   of its seen classes, which are then not trained on. Choose hyper-parameters with this one: it
     #   does not use the unseen classes.
     # cross: train on the seen classes of `data.name`, test on `data.test_name`.
+    # frozen: train on nothing, test published towers on `data.name`, each of `data.test_splits`.
     c.protocol = "test"
     c.validation_classes = 6
 
@@ -179,7 +183,7 @@ def default() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = placeholder(str)  # a TFDS name
     c.data.dir = "data"  # TFDS data_dir
-    # For protocol "cross": the dataset to test on, and its class splits.
+    # For protocol "cross": the dataset to test on. For "cross" and "frozen": the tested class splits.
     c.data.test_name = placeholder(str)
     c.data.test_splits = ("1",)
     # For protocol "cross": train on classes that the tested dataset also has (keep, as papers do)
@@ -323,7 +327,7 @@ def default() -> ConfigDict:
     c.ridge.seen_classes = 0  # number of seen classes; the run sets it
 
     c.optimizer = ConfigDict()
-    c.optimizer.steps = 10_000
+    c.optimizer.steps = 10_000  # 0 only for protocol "frozen"
     c.optimizer.warmup = 500  # steps of linear warm-up; then a cosine
     c.optimizer.learning_rate = 1e-3
     c.optimizer.final_learning_rate_ratio = 0.0  # last learning rate as a share of the highest
@@ -355,9 +359,19 @@ def default() -> ConfigDict:
     # Evaluates (1 - interpolate) x trained + interpolate x published weights of the towers
     # (WiSE-FT, arXiv 2109.01903), which keeps zero-shot accuracy on other datasets.
     c.eval.interpolate = 0.0
-    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`.
+    # Also evaluate ridge regression on the same texts and features: linear, and with `ridge`; linear
+    # ridge regression from the labels alone; and ConSE (arXiv 1312.5650).
     c.eval.ridge = False
+    # Evaluate on validation classes (never on test classes) every so many steps and after the last one;
+    # 0: never. It does not change the training.
+    c.eval.every = 0
+    # Evaluate the step with the highest top-1 on the validation classes instead of the last step.
+    c.eval.keep_best = False
+    # Stop if top-1 on the validation classes has not risen in so many evaluations; 0: never.
+    c.eval.patience = 0
 
+    # Where curves are written: tensorboard, wandb (Weights & Biases; needs the extra [wandb]).
+    c.writers = ("tensorboard",)
     c.log_every = 10  # steps
     c.checkpoint_every = 1_000  # steps; the last step is always stored
     c.keep_checkpoints = 2  # number of latest checkpoints that are kept
@@ -392,7 +406,7 @@ def text_blocks(config: ConfigDict) -> tuple[str, ...]:
 
 
 def training_steps(config: ConfigDict) -> int:
-    """The number of training steps; ridge regression has none."""
+    """The number of training steps; ridge regression and frozen towers have none."""
     return 0 if config.alignment == "ridge" else config.optimizer.steps
 
 
@@ -415,6 +429,8 @@ def validate(config: ConfigDict) -> None:
         _check_choice(field, get(config, field), allowed)
     for role in config.cycle.stop_gradient:
         _check_choice("cycle.stop_gradient", role, STOP_GRADIENT)
+    for writer in config.writers:
+        _check_choice("writers", writer, WRITERS)
     for field, (low, high) in BOUNDS.items():
         if not low <= get(config, field) <= high:  # also if it is NaN
             bounds = " to ".join(f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (low, high))
@@ -545,7 +561,25 @@ def _check_combinations(config: ConfigDict) -> None:
     published = video.weights or config.text_tower.weights
     closed_form = config.alignment != "learned"
     has_features = video.kind == "features" and config.text_tower.trainable == "none"
+    frozen = config.protocol == "frozen"
     problems = {
+        "protocol: 'frozen' tests published towers as they are; set config.optimizer.steps=0, "
+        "config.alignment='learned', an ablation without a cycle, weights of both towers and "
+        "config.video_tower.temporal other than 'blocks'": frozen
+        and (
+            config.optimizer.steps > 0
+            or closed_form
+            or uses_cycle(config)
+            or not (video.weights and config.text_tower.weights)
+            or video.temporal == "blocks"
+        ),
+        "eval.every: 0, so there are no evaluations to choose the best step or to stop by; set it, or "
+        "config.eval.keep_best=False and config.eval.patience=0": not config.eval.every
+        and (config.eval.keep_best or config.eval.patience),
+        "eval.every: nothing is trained; set 0": config.eval.every and not training_steps(config),
+        "optimizer.steps: 0 steps are for config.protocol='frozen'": not frozen
+        and not closed_form
+        and not config.optimizer.steps,
         f"video_tower: a clip of {video.frames} frames of {video.size} x {video.size} pixels has more "
         f"than {MAX_CLIP:,} bytes": 3 * video.frames * video.size**2 > MAX_CLIP,
         "mesh: an axis of 0 devices; use 1, or -1 for all remaining devices": 0

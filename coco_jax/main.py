@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -59,7 +60,8 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
     Raises:
       UserError: it is not writable, or it is the default folder and has results of another config.
     """
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    path, _, parameter = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = "-".join([pathlib.Path(path).stem, *re.findall(r"[\w.]+", parameter)])
     workdir = pathlib.Path(given or f"runs/{name}")
     writable_folder(workdir, "--workdir")
     results = workdir / "results.json"
@@ -81,8 +83,8 @@ def _workdir(given: str | None, config: ConfigDict) -> pathlib.Path:
 def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     import jax
 
-    from coco_jax.evaluation import plots, results
-    from coco_jax.evaluation.experiment import run, run_configs
+    from coco_jax.evaluation import evidence, plots, results
+    from coco_jax.evaluation.experiment import run, run_configs, run_name
     from coco_jax.training.hooks import parse_steps
     from coco_jax.training.preemption import Preemption
 
@@ -101,6 +103,7 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     summary = results.summarise(runs, config.to_dict())
     results.write_json(workdir / "results.json", summary)
+    evidence.write_sweep(workdir, [run_name(one) for one in run_configs(config)], summary)
     print(f"\n{results.heading(summary)}\n\n{results.table(summary)}\n")
     print(workdir / "results.json")
     for path in plots.draw(runs, config, workdir / "plots"):

@@ -40,11 +40,15 @@ def test_sweep_writes_results_plots_and_a_table(finished):
     assert results["chance"] == 0.125 and results["seeds"] == [0]
     assert list(results["ablations"]) == ["label", "full"]
     for metrics in results["ablations"].values():
-        assert set(metrics) == {"top1", "top5", "generalised", "ridge"}
+        assert set(metrics) == {"top1", "top5", "generalised", "ridge", "baselines"}
         assert metrics["ridge"] is None  # config.eval.ridge is off
         assert set(metrics["generalised"]) == {"seen", "unseen", "harmonic", "auc"}
         assert metrics["top1"]["mean"] == metrics["top1"]["runs"][0]
         assert 0 <= metrics["top1"]["mean"] <= metrics["top5"]["mean"] <= 1
+    sweep = json.loads((workdir / "evidence.json").read_text())
+    assert list(sweep["runs"]) == ["label/split1/seed0", RUN]
+    for name, found in sweep["runs"].items():
+        assert found == json.loads((workdir / name / "evidence.json").read_text())
     for name in ("confusion.png", "clips.png"):
         assert (workdir / "plots" / name).read_bytes().startswith(b"\x89PNG")
     assert "| label " in done.stdout and "| full " in done.stdout

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -49,6 +51,15 @@ class Corpus:
     def count(self) -> int:
         """The number of descriptions."""
         return sum(map(len, self.texts.values()))
+
+    def sha256(self) -> str:
+        """A checksum of all texts by action; it does not depend on the order of the actions."""
+        digest = hashlib.sha256()
+        for kind in (self.texts, self.definitions):
+            for action in sorted(kind):
+                digest.update(json.dumps([action, *kind[action]]).encode() + b"\n")
+            digest.update(b"\n")
+        return digest.hexdigest()
 
     def matches(self, names: Iterable[str]) -> dict[str, str]:
         """The action that each name means, however it is spelled: "PushUps" is "push up".

@@ -9,6 +9,7 @@ All builders in tfds_builders/ write the same format:
 - Metadata: `class_splits = {name: {"seen": [class, ...], "unseen": [class, ...]}}`. A class split has
   `"validation": [class, ...]` if the protocol has validation classes (in the protocol "validation" they
   are not trained on), and `"official": n` if only the videos of the n-th official test list are tested.
+  Its `"empty": [class, ...]` are unseen classes without videos, which are candidates all the same.
   With `random_splits = {"seen": n, "validation": m}`, each number is a class split too (`random_split`).
 """
 
@@ -22,7 +23,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -95,6 +96,15 @@ class Records:
         return found_NF
 
 
+class Source(NamedTuple):
+    """A dataset that was built with TFDS: its name, version and folder."""
+
+    name: str  # as in `load`
+    data_dir: str
+    version: str
+    folder: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Videos of `classes`, and the seen and unseen classes of each class split."""
@@ -108,6 +118,7 @@ class Dataset:
     random_splits: Mapping[str, int] | None = (
         None  # the arguments of `random_split`, if it has them
     )
+    sources: tuple[Source, ...] = ()  # what was built; two for a cross-dataset run
 
     def display_names(self, names: Sequence[str]) -> list[str]:
         """The names of classes to use in texts."""
@@ -189,7 +200,10 @@ def load(name: str, data_dir: str) -> Dataset:
         index.get("official"),
     )
     random_splits = builder.info.metadata.get("random_splits")
-    return Dataset(name, classes, class_splits, records, random_splits=random_splits)
+    source = Source(name, data_dir, str(builder.info.version), str(builder.data_dir))
+    return Dataset(
+        name, classes, class_splits, records, random_splits=random_splits, sources=(source,)
+    )
 
 
 def random_split(
@@ -266,7 +280,13 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
     key = {name: prefix + name if name in shared else name for name in tested.classes}
     seen = [name for name in trained.classes if name in of_any]
     splits = {
-        name: {**split, "seen": seen, "unseen": [key[c] for c in split["unseen"]]}
+        name: {
+            **split,
+            "seen": seen,
+            **{
+                part: [key[c] for c in split[part]] for part in ("unseen", "empty") if part in split
+            },
+        }
         for name, split in tested.class_splits.items()
     }
     a, b = trained.records, tested.records
@@ -283,6 +303,7 @@ def join(trained: Dataset, tested: Dataset, overlap: str) -> Dataset:
         splits,
         records,
         {**trained.words, **{key[name]: name for name in shared}},
+        sources=trained.sources + tested.sources,
     )
 
 
@@ -311,4 +332,4 @@ def normal_id(video_id: str) -> str:
 def select(classes: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, " K"]:
     """The index in `classes` of each class in `wanted`, in the order of `wanted`."""
     position = {name: i for i, name in enumerate(classes)}
-    return np.array([position[name] for name in wanted])
+    return np.array([position[name] for name in wanted], np.int64)

@@ -43,6 +43,12 @@ REQUIREMENTS: dict[str, Requirement | None] = {
         size="2 GB (6,766 videos); the built dataset takes as much again",
         put="FOLDER/hmdb51_org.rar, FOLDER/test_train_splits.rar (or both extracted)",
     ),
+    "mveb": Requirement(
+        fetch="nothing, the command downloads the files from Hugging Face; or copy test-*.parquet of "
+        "the data set (tfds_builders/mveb/README.md) from another machine",
+        size="that of 1,530 (hmdb51) to 11,190 videos (kinetics700); the built dataset takes as much",
+        put="FOLDER/test-*.parquet if you have them; otherwise leave out --manual_dir",
+    ),
     "video_folder": Requirement(
         fetch="nothing: these are your own videos",
         size="the size of your videos",

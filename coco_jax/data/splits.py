@@ -22,7 +22,7 @@ class LeakError(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-    """One of several test sets of a cross-dataset run: its classes and its videos."""
+    """One of several test sets of a run: its classes and its videos."""
 
     classes: tuple[str, ...]
     records: Int[np.ndarray, " N"]
@@ -44,7 +44,7 @@ class Plan:
     test_seen: Int[np.ndarray, " N"]  # videos of seen classes, of the test split
     subsets: Mapping[str, Subset] = dataclasses.field(
         default_factory=dict
-    )  # of a cross-dataset run
+    )  # of the protocols `cross` and `frozen`
 
 
 def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
@@ -54,7 +54,8 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
       UserError: the dataset has no such split, or too few seen classes for validation classes.
       LeakError: a rule is broken.
     """
-    plan = _cross(dataset, config) if config.protocol == "cross" else _within(dataset, config)
+    tests_splits = config.protocol in ("cross", "frozen")
+    plan = _test_splits(dataset, config) if tests_splits else _within(dataset, config)
     check_plan(plan, dataset)
     if len(plan.unseen) == 1:
         print(
@@ -68,7 +69,7 @@ def make_plan(dataset: Dataset, config: ConfigDict) -> Plan:
 
 
 def _within(dataset: Dataset, config: ConfigDict) -> Plan:
-    split = _split(dataset, config.split, "split")
+    split = class_split(dataset, config.split)
     seen, unseen = tuple(split["seen"]), tuple(split["unseen"])
     if not seen:
         raise UserError(
@@ -100,11 +101,11 @@ def _within(dataset: Dataset, config: ConfigDict) -> Plan:
     )
 
 
-def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
-    """The plan for `cross`: all seen classes to train on, and the test splits of the config."""
+def _test_splits(dataset: Dataset, config: ConfigDict) -> Plan:
+    """The plan for `cross`, with all seen classes to train on, and for `frozen`, without any."""
     records, subsets = dataset.records, {}
     for name in config.data.test_splits:
-        split = _split(dataset, name, "data.test_splits")
+        split = class_split(dataset, name, "data.test_splits")
         tested = np.isin(records.labels, select(dataset.classes, split["unseen"]))
         if number := split.get("official"):
             if records.official is None:
@@ -115,7 +116,7 @@ def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
     if not subsets:
         raise UserError("config.data.test_splits: names no split; give one, e.g. ('1', '2', '3')")
     chosen = {name for subset in subsets.values() for name in subset.classes}
-    seen = tuple(split["seen"])
+    seen = () if config.protocol == "frozen" else tuple(split["seen"])
     of_seen = np.isin(records.labels, select(dataset.classes, seen))
     return Plan(
         seen=seen,
@@ -127,7 +128,12 @@ def _cross(dataset: Dataset, config: ConfigDict) -> Plan:
     )
 
 
-def _split(dataset: Dataset, name: str, field: str) -> Mapping[str, Any]:
+def class_split(dataset: Dataset, name: str, field: str = "split") -> Mapping[str, Any]:
+    """The classes of a split, also of a random one; `field` is the config field that names it.
+
+    Raises:
+      UserError: there is no such split.
+    """
     if name in dataset.class_splits:
         return dataset.class_splits[name]
     numbers = dataset.random_splits
@@ -178,10 +184,15 @@ def check_texts(description_videos: Iterable[str], tested: Sequence[str]) -> Non
 def check_final(step: int, config: ConfigDict) -> None:
     """Checks that test classes are evaluated only after the last step, not to select a model.
 
+    With `config.eval.keep_best` and `patience`, validation classes have chosen an earlier step.
+
     Raises:
       LeakError: training has not ended.
     """
     steps = training_steps(config)
+    chosen_on_validation = config.eval.keep_best or config.eval.patience
+    if chosen_on_validation and 0 < step < steps:
+        return
     if config.protocol != "validation" and step != steps:
         raise LeakError(
             f"evaluation on the test classes at step {step} of {steps}; "

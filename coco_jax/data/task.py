@@ -11,7 +11,7 @@ from coco_jax.config import uses_cycle, uses_definitions, uses_descriptions, val
 from coco_jax.data import action_names
 from coco_jax.data import dataset as datasets
 from coco_jax.data.corpus import Corpus, DescriptionSampler, check_described, load_corpus
-from coco_jax.data.splits import Plan, check_texts, make_plan
+from coco_jax.data.splits import LeakError, Plan, check_texts, class_split, make_plan
 from coco_jax.data.tokenizers import Tokenizer, cached_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
 
@@ -62,7 +62,8 @@ class Task:
     descriptions: dict[str, DescriptionSampler | None]  # of each group; None without descriptions
     removed_descriptions: int  # how many were collected from tested videos
     classes: dict[str, list[str]]  # display names of "seen", "pool" and "unseen"
-    corpus: Corpus
+    corpus: Corpus  # without descriptions of tested videos
+    whole_corpus: Corpus  # as it was built
     # The features `U N W` of the pool in each block, for the closed form; the only texts of its steps.
     pool: np.ndarray | None = None
 
@@ -127,7 +128,7 @@ def make_task(config: ConfigDict) -> Task:
     dataset = datasets.open_dataset(config)
     plan = make_plan(dataset, config)
     _check_videos(dataset, plan, config.split)
-    corpus, removed = _open_corpus(config, dataset, plan)
+    whole, corpus, removed = _open_corpus(config, dataset, plan)
     matches = corpus.matches(dataset.display_names(dataset.classes))
     classes = _choose_classes(config, dataset, plan, corpus, set(matches.values()))
     corpus = corpus.with_names(matches)
@@ -139,15 +140,16 @@ def make_task(config: ConfigDict) -> Task:
         for group, names in classes.items()
     }
     samplers = _sample_descriptions(config, classes, corpus, tokenizer)
-    return Task(config, dataset, plan, tokenizer, labels, samplers, removed, classes, corpus)
+    return Task(config, dataset, plan, tokenizer, labels, samplers, removed, classes, corpus, whole)
 
 
 def _check_videos(dataset: datasets.Dataset, plan: Plan, split: str) -> None:
     for name, indices in (("train", plan.train), ("test", plan.test_unseen)):
-        if not len(indices) and (name == "train" or plan.unseen):
+        if not len(indices) and (plan.seen if name == "train" else plan.unseen):
             raise UserError(f"dataset {dataset.name!r} has no {name} video in split {split!r}")
     tested = {dataset.classes[i] for i in dataset.records.labels[plan.test_unseen]}
-    if missing := sorted(set(plan.unseen) - tested):
+    empty = {name for given in dataset.class_splits.values() for name in given.get("empty", ())}
+    if missing := sorted(set(plan.unseen) - tested - empty):
         raise UserError(
             f"dataset {dataset.name!r} has no video of the unseen classes {', '.join(missing)}; add "
             "some, or remove these classes from the split, and build it again"
@@ -158,17 +160,19 @@ def _tested_videos(dataset: datasets.Dataset, plan: Plan) -> list[str]:
     return [dataset.records.video_ids[i] for i in (*plan.test_unseen, *plan.test_seen)]
 
 
-def _open_corpus(config: ConfigDict, dataset: datasets.Dataset, plan: Plan) -> tuple[Corpus, int]:
-    """The descriptions, and how many were removed because they come from tested videos."""
+def _open_corpus(
+    config: ConfigDict, dataset: datasets.Dataset, plan: Plan
+) -> tuple[Corpus, Corpus, int]:
+    """The corpus, the part that is used, and how many descriptions of tested videos were removed."""
     if not config.text.corpus:
-        return Corpus({}, {}), 0
-    corpus = load_corpus(config.text.corpus, config.data.dir)
-    corpus, removed = corpus.without_videos(_tested_videos(dataset, plan))
+        return Corpus({}, {}), Corpus({}, {}), 0
+    whole = load_corpus(config.text.corpus, config.data.dir)
+    corpus, removed = whole.without_videos(_tested_videos(dataset, plan))
     if config.text.shuffle_descriptions:
         corpus = corpus.shuffled(config.seed)
     used = (name for names in corpus.video_ids.values() for name in names)
     check_texts(used, _tested_videos(dataset, plan))
-    return corpus, removed
+    return whole, corpus, removed
 
 
 def _choose_classes(
@@ -239,3 +243,63 @@ def _sample_descriptions(
             if config.text_tower.trainable != "none":
                 samplers[group] = DescriptionSampler.of_tokens(corpus.texts, names, tokenizer)
     return samplers
+
+
+def validation_task(task: Task) -> Task:
+    """The videos and texts of the validation classes, which are the only candidates.
+
+    In the protocol `validation` they are the tested classes. In the protocol `test` the class split must
+    have validation classes that are not trained on, as Kinetics-ZSAR's have.
+
+    Raises:
+      UserError: there are no such classes.
+    """
+    config, dataset = task.config, task.dataset
+    names = _validation_classes(task)
+    plan = Plan(
+        seen=(),
+        unseen=names,
+        train=np.zeros(0, np.int64),
+        test_unseen=np.flatnonzero(
+            np.isin(dataset.records.labels, datasets.select(dataset.classes, names))
+        ),
+        test_seen=np.zeros(0, np.int64),
+    )
+    _check_videos(dataset, plan, config.split)
+    corpus, removed = task.corpus.without_videos(_tested_videos(dataset, plan))
+    classes = {"seen": [], "pool": [], "unseen": dataset.display_names(names)}
+    labels = {
+        group: label_ids(config, task.tokenizer, shown, corpus.definitions)
+        for group, shown in classes.items()
+    }
+    return dataclasses.replace(
+        task,
+        plan=plan,
+        label_ids=labels,
+        descriptions=_sample_descriptions(config, classes, corpus, task.tokenizer),
+        removed_descriptions=removed,
+        classes=classes,
+        corpus=corpus,
+    )
+
+
+def _validation_classes(task: Task) -> tuple[str, ...]:
+    config, plan = task.config, task.plan
+    if config.protocol == "validation":
+        return plan.unseen
+    advice = "set config.protocol='validation', or config.eval.every=0"
+    if config.protocol != "test":
+        raise UserError(
+            f"config.eval.every: the protocol {config.protocol!r} has no validation classes; {advice}"
+        )
+    names = tuple(class_split(task.dataset, config.split).get("validation", ()))
+    where = f"split {config.split!r} of {task.dataset.name}"
+    if not names:
+        raise UserError(f"config.eval.every: {where} has no validation classes; {advice}")
+    if trained := sorted(set(names) & set(plan.seen)):
+        raise UserError(
+            f"config.eval.every: {where} trains on its validation classes, e.g. {trained[0]!r}; {advice}"
+        )
+    if tested := sorted(set(names) & set(plan.unseen)):
+        raise LeakError(f"validation classes are tested: {tested[:5]}")
+    return names

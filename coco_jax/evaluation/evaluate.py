@@ -1,9 +1,11 @@
 """Evaluates a trained model under a protocol: zero-shot, and generalised zero-shot."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
@@ -14,8 +16,9 @@ from coco_jax.data.loader import evaluation_batches, stored_features
 from coco_jax.data.splits import Plan, Subset, check_final
 from coco_jax.data.task import Task
 from coco_jax.errors import DivergedError
-from coco_jax.evaluation import metrics
-from coco_jax.models import ridge
+from coco_jax.evaluation import metrics, predictions
+from coco_jax.evaluation.predictions import Prediction
+from coco_jax.models import alignment, conse, ridge
 from coco_jax.training.seen import class_means
 from coco_jax.training.step import Params, Program, global_batch
 from coco_jax.training.text_features import class_features, with_features
@@ -149,7 +152,37 @@ def measure(scored: Scored) -> dict[str, Any]:
         "step": scored.step,
         "descriptions_left_out": task.removed_descriptions,
         "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
+        "baselines": _baselines(task, label_U) if task.config.eval.ridge else None,
+        "temperature": scored.tau,
     }
+
+
+def list_predictions(scored: Scored) -> list[Prediction]:
+    """The predictions for the videos of unseen classes, in each test set of the run."""
+    task, plan = scored.task, scored.task.plan
+    seen, tested = len(plan.seen), len(plan.test_unseen)
+    zero_shot_NU, label_N = scored.scores_NK[:tested, seen:], scored.label_N[:tested] - seen
+    found = []
+    for name, subset, rows, scores_nk, label_n in _test_sets(plan, zero_shot_NU, label_N):
+        video_ids = [task.dataset.records.video_ids[i] for i in plan.test_unseen[rows]]
+        classes = task.dataset.display_names(subset.classes)
+        found += predictions.of_scores(name, video_ids, classes, scores_nk, label_n)
+    return found
+
+
+def evaluate_validation(program: Program, params: Params, task: Task) -> dict[str, float]:
+    """Top-1, and top-5 if there are more than five classes, of the tested classes of a task.
+
+    Args:
+      program: of the run.
+      params: at any step.
+      task: of `validation_task`, with features if the text tower is frozen.
+    """
+    indices_N = task.plan.test_unseen
+    scores_NK = score_records(program, params, task, indices_N)
+    label_N = task.candidate_label[indices_N]
+    found = {f"top{k}": _top_k(scores_NK, label_N, k) for k in (1, 5)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
@@ -172,6 +205,43 @@ def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, An
         constants.neighbours,
     )
     return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+def _baselines(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
+    """Accuracies of simpler methods on the run's features.
+
+    "label" is linear ridge regression from the labels alone. "conse" is ConSE on the mean text of each
+    class; its classifier has the cosines with the mean features of the seen classes as logits, at the
+    temperature `config.model.tau`.
+    """
+    config = task.config
+    inputs = (
+        class_features(task, "unseen"),
+        class_features(task, "seen"),
+        class_means(task),
+        stored_features(task.dataset.records, task.plan.test_unseen, config),
+    )
+    scores = _baseline_scores(*map(jnp.asarray, inputs), config.model.tau)
+    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
+
+
+@jax.jit
+def _baseline_scores(
+    texts_KNW: jax.Array,
+    seen_SNW: jax.Array,
+    videos_SF: jax.Array,
+    tested_UF: jax.Array,
+    tau: float,
+) -> dict[str, jax.Array]:
+    with jax.default_matmul_precision("float32"):
+        mean_F = videos_SF.mean(0)
+        seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
+        label_KF = ridge.predict_linear(texts_KNW[:, :1], seen_SNW[:, :1], seen_SF)
+        texts_KW, seen_SW = (alignment.normalise(x.mean(1)) for x in (texts_KNW, seen_SNW))
+        return {
+            "label": v_UF @ label_KF.T,
+            "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / tau),
+        }
 
 
 @functools.partial(jax.jit, static_argnums=8)
@@ -198,30 +268,42 @@ def _ridge_scores(
 def _accuracies(
     task: Task, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
 ) -> dict[str, Any]:
-    """Top-1 and top-5; for a cross-dataset run, the means over the first group of test sets.
+    """Top-1 and top-5; for several test sets, the means over the first group of them.
 
     Top-5 is None with at most five candidates.
     """
     plan = task.plan
     if not plan.subsets:
         return {f"top{k}": _top_k(scores_NU, label_N, k) for k in (1, 5)}
-    column = {name: i for i, name in enumerate(plan.unseen)}
     found: dict[str, dict[str, list[float | None]]] = {}
-    for name, subset in plan.subsets.items():
-        rows = np.searchsorted(plan.test_unseen, subset.records)
-        columns = np.array([column[c] for c in subset.classes])
-        place = np.full(len(plan.unseen), -1)
-        place[columns] = np.arange(len(columns))
-        group = found.setdefault(_group(name, subset), {"top1": [], "top5": []})
+    groups: dict[str, list[str]] = {}
+    for name, subset, _, scores_nk, label_n in _test_sets(plan, scores_NU, label_N):
+        group = _group(name, subset)
+        groups.setdefault(group, []).append(name)
+        values = found.setdefault(group, {"top1": [], "top5": []})
         for k in (1, 5):
-            scores_nk = scores_NU[rows][:, columns]
-            group[f"top{k}"].append(_top_k(scores_nk, place[label_N[rows]], k))
+            values[f"top{k}"].append(_top_k(scores_nk, label_n, k))
     first = next(iter(found.values()))
     return {
         **{name: metrics.mean(values) for name, values in first.items()},
         "cross": {group: dict(values) for group, values in found.items()},
         "test_sets": list(plan.subsets),
+        "groups": groups,
     }
+
+
+def _test_sets(
+    plan: Plan, scores_NU: Float[np.ndarray, "N U"], label_N: Int[np.ndarray, " N"]
+) -> Iterator[tuple[str, Subset, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each test set: its name, itself, its rows, their scores for its classes, and their labels."""
+    column = {name: i for i, name in enumerate(plan.unseen)}
+    whole = {"": Subset(plan.unseen, plan.test_unseen)}
+    for name, subset in (plan.subsets or whole).items():
+        rows = np.searchsorted(plan.test_unseen, subset.records)
+        columns = np.array([column[c] for c in subset.classes])
+        place = np.full(len(plan.unseen), -1)
+        place[columns] = np.arange(len(columns))
+        yield name, subset, rows, scores_NU[rows][:, columns], place[label_N[rows]]
 
 
 def _top_k(

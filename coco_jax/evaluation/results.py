@@ -11,6 +11,7 @@ from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
 RIDGE = ("linear", "kernel")
+BASELINES = {"label": "labels alone, linear ridge", "conse": "ConSE"}  # rows below each ablation
 GENERALISED = ("seen", "unseen", "harmonic", "auc")
 
 
@@ -38,6 +39,7 @@ def summarise(runs: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, A
                 for field in GENERALISED
             },
             "ridge": _ridge(mine),
+            "baselines": _baselines(mine),
         }
     return {
         "format": FORMAT,
@@ -65,6 +67,19 @@ def _ridge(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
         gain = [run["top1"] - other for run, other in zip(runs, top1, strict=True)]
         summary[kind] = {"top1": metrics.mean_std(top1), "difference": metrics.mean_std(gain)}
     return summary
+
+
+def _baselines(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Top-1 and top-5 of the simpler methods (`config.eval.ridge`); None for results without them."""
+    if not all(run.get("baselines") for run in runs):
+        return None
+    return {
+        kind: {
+            name: _mean_std([run["baselines"][kind][name] for run in runs])
+            for name in ("top1", "top5")
+        }
+        for kind in BASELINES
+    }
 
 
 def _values(runs: list[dict[str, Any]], metric: str) -> list[float | None]:
@@ -124,6 +139,10 @@ def table(results: dict[str, Any]) -> str:
             row.append(_spread(got["ridge"][kind]["top1"], True))
             row.append(_signed(got["ridge"][kind]["difference"]))
         rows.append(row)
+        for kind, title in BASELINES.items():
+            if by_kind := got.get("baselines"):
+                metric = [_spread(by_kind[kind][field], True) for field in ("top1", "top5")]
+                rows.append([f"{name}: {title}", *metric, *["-"] * (len(head) - 3)])
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -254,6 +254,17 @@ class PretrainedRecognizer(VideoRanker):
         )
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All parameters except those of the text encoder, by path."""
+        parts = self._parts
+        return {
+            **parts.video,
+            "classifier/kernel": parts.classifier.kernel,
+            "classifier/bias": parts.classifier.bias,
+            **{f"features/{block}": x for block, x in parts.features.items()},
+        }
+
+    @property
     def training_data(self) -> str:
         """What the parts of the model were trained on."""
         return "Kinetics-400 (I3D) and text (MiniLM)"
@@ -393,7 +404,7 @@ class PretrainedRecognizer(VideoRanker):
         """Reads windows of 64 frames, evenly spread over a video; by default `windows` of them."""
         return ClipReader(_clip_config(clips or self.windows), training=False)
 
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """The number of windows from which the vector of a video is made.
 
         Raises:

@@ -102,7 +102,7 @@ class VideoRanker(abc.ABC):
         """
 
     @abc.abstractmethod
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """The number of clips from which the vector of a video is made.
 
         Raises:
@@ -164,8 +164,11 @@ class VideoRanker(abc.ABC):
         """The number of clips that `embed_videos` and `embed_windows` embed at once."""
         return 1 if jax.default_backend() == "cpu" else CLIP_BATCH
 
-    def embed_video(self, path: Path) -> Float[np.ndarray, " D"]:
+    def embed_video(self, path: Path | bytes) -> Float[np.ndarray, " D"]:
         """The vector of a video, float32.
+
+        Args:
+          path: of a video file, or its content.
 
         Raises:
           VideoError: the file cannot be decoded.

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax import sharding, weights
-from coco_jax.config import load_stored, uses_descriptions
+from coco_jax.config import load_stored, uses_definitions, uses_descriptions
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.corpus import DescriptionSampler
 from coco_jax.data.task import label_ids
@@ -29,6 +29,7 @@ from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import Params, Program, make_program
+from coco_jax.training.validation import evaluated_checkpoints
 
 NUMBERS = (
     "top1",
@@ -83,7 +84,7 @@ class Recognizer(VideoRanker):
         config = load_stored(read_json(stored), str(stored))
         program = make_predictor(config, folder)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
-        _, params = restore_params(folder / "checkpoints", program)
+        _, params = restore_params(evaluated_checkpoints(folder, config), program)
         if config.eval.interpolate:  # the model that was evaluated
             initial = weights.load(config, program.init(jax.random.key(config.seed)).params)
             params = weights.interpolate(config, params, initial)
@@ -193,6 +194,18 @@ class Recognizer(VideoRanker):
         ]
         return jax.numpy.asarray(_pad(np.concatenate(parts), count))
 
+    def embed_prompts(self, prompts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of texts, each embedded as the only prompt of a label.
+
+        Args:
+          prompts: texts such as "a video of juggling"; `config.text.templates` are not used.
+        """
+        # A model that uses definitions takes the prompt instead of one, as for a class without one.
+        repeated_NPL = np.repeat(
+            self.tokenizer(prompts)[:, None], 1 + uses_definitions(self.config), axis=1
+        )
+        return np.asarray(self._embed(self.program.embed_labels, repeated_NPL))[: len(prompts)]
+
     def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B D"]:
         """The unit vectors of clips."""
         return np.asarray(self.program.embed_videos(self.params, clips_BTHWC), np.float32)
@@ -205,7 +218,7 @@ class Recognizer(VideoRanker):
         config.data.views = clips
         return ClipReader(config, training=False)
 
-    def clips_of(self, path: Path) -> int:
+    def clips_of(self, path: Path | bytes) -> int:
         """`config.data.views`, as in evaluation; the file is not opened."""
         return self.config.data.views
 

@@ -24,6 +24,8 @@ from coco_jax.training.preemption import Preempted, Preemption, any_process_pree
 from coco_jax.training.seen import set_from_data
 from coco_jax.training.step import Program, State, global_batch, model_flops
 from coco_jax.training.text_features import with_features
+from coco_jax.training.validation import Measure, Validation
+from coco_jax.training.writers import Writer
 
 
 def train(
@@ -33,6 +35,7 @@ def train(
     name: str,
     profile_steps: tuple[int, int] | None = None,
     preemption: Preemption | None = None,
+    measure: Measure | None = None,
 ) -> State:
     """Trains up to `config.optimizer.steps`, from the latest readable checkpoint in `folder` if any.
 
@@ -43,15 +46,18 @@ def train(
       name: of the run, for the progress line.
       profile_steps: first and last step to trace, counted from 1.
       preemption: handles SIGTERM and Ctrl-C.
+      measure: evaluates parameters on validation classes, every `config.eval.every` steps.
 
     Returns:
-      The state after the last step.
+      The state after the last step, which is an earlier one if training stops early.
 
     Raises:
       UserError: the loss is not finite, no checkpoint can be read, they are of another model, or the
         disk is full.
       Preempted: a signal was received; all processes have saved the same step.
     """
+    if task.config.protocol == "frozen":  # nothing to train or to store
+        return _start(program, task, folder, name)
     checkpoints = Checkpoints(folder / "checkpoints", task.config.keep_checkpoints, program)
     if (restored := checkpoints.restore()) is None:
         state, next_batch = _start(program, task, folder, name), 0
@@ -65,7 +71,11 @@ def train(
             if restored is None:
                 checkpoints.save(state, task.config, 0)
         return state
-    loop = _Loop(program, task, folder, name, checkpoints, preemption or Preemption())
+    validation = None
+    if measure is not None:
+        validation = Validation(folder, name, program, task.config, measure)
+        validation.start(int(state.step))
+    loop = _Loop(program, task, folder, name, checkpoints, preemption or Preemption(), validation)
     return loop.run(state, next_batch, profile_steps)
 
 
@@ -108,9 +118,10 @@ class _Loop:
         name: str,
         checkpoints: Checkpoints,
         preemption: Preemption,
+        validation: Validation | None,
     ):
         self.program, self.task, self.folder, self.name = program, task, folder, name
-        self.checkpoints, self.preemption = checkpoints, preemption
+        self.checkpoints, self.preemption, self.validation = checkpoints, preemption, validation
         self.timer = StepTimer()
         self.stopping = False
         # The results of a step are read after the next one is dispatched, so that the device does not
@@ -119,8 +130,6 @@ class _Loop:
 
     def run(self, state: State, next_batch: int, profile_steps: tuple[int, int] | None) -> State:
         """Runs the remaining steps and saves checkpoints."""
-        from clu import metric_writers  # imported here because it imports TensorFlow
-
         task, program, config = self.task, self.program, self.task.config
         is_first_process = jax.process_index() == 0
         seen_label, steps = task.seen_label.astype(np.int32), config.optimizer.steps
@@ -133,16 +142,17 @@ class _Loop:
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        writer = metric_writers.create_default_writer(
-            str(self.folder), just_logging=not is_first_process
-        )
+        writer = Writer(config, self.folder, self.name, is_first_process)
         progress = Progress(steps, next_batch, config, self.name)
         profiler = Profiler(profile_steps if is_first_process else None, self.folder)
         key, first_step = jax.random.key(config.seed), int(state.step)
         with contextlib.ExitStack() as unsaved, contextlib.ExitStack() as closing:
-            for resource in (self.checkpoints, writer, profiler):
-                closing.callback(resource.close)
+            for resource in (self.checkpoints, writer, profiler, self.validation):
+                if resource is not None:
+                    closing.callback(resource.close)
             for done in range(first_step + 1, steps + 1):
+                if self.validation is not None and self.validation.has_stopped:
+                    break
                 self.timer.lap("host")
                 local = next(loader)
                 self.timer.lap("data")
@@ -170,6 +180,10 @@ class _Loop:
                     if is_first_process:
                         values |= progress.show(done, values)
                     writer.write_scalars(done, values)
+                if self.validation is not None and self.validation.is_due(done):
+                    self._read_all()  # raises an error if a loss is not finite
+                    found = self.validation.record(done, state, loader.next_batch)
+                    writer.write_scalars(done, {f"validation/{k}": v for k, v in found.items()})
                 self._save_if_due(state, done, loader.next_batch)
         self.preemption.exit_if_saved()
         return state
@@ -181,13 +195,14 @@ class _Loop:
           Preempted: a signal was received, and the checkpoint is saved.
         """
         config = self.task.config
-        due = done % config.checkpoint_every == 0 or done == config.optimizer.steps
-        if not (due or self.stopping):
+        is_last = done == config.optimizer.steps or (
+            self.validation is not None and self.validation.has_stopped
+        )
+        if not (done % config.checkpoint_every == 0 or is_last or self.stopping):
             return
-        while self.dispatched:
-            self._read_oldest()  # raises an error if a loss is not finite: such a state is not saved
+        self._read_all()  # raises an error if a loss is not finite: such a state is not saved
         self.checkpoints.save(state, config, next_batch)
-        if self.stopping and done < config.optimizer.steps:
+        if self.stopping and not is_last:
             if jax.process_index() == 0:
                 reason = self.preemption.signal.name if self.preemption.signal else "SIGTERM"
                 print(
@@ -196,6 +211,11 @@ class _Loop:
                     file=sys.stderr,
                 )
             raise Preempted(self.preemption.exit_code)
+
+    def _read_all(self) -> None:
+        """Reads the results of all dispatched steps."""
+        while self.dispatched:
+            self._read_oldest()
 
     def _read_oldest(self) -> dict[str, float]:
         """Waits for the oldest dispatched step and returns its scalars.

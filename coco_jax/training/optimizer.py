@@ -17,6 +17,8 @@ TRAINABLE, FROZEN = "learns", "frozen"
 def schedule(config: ConfigDict) -> optax.Schedule:
     """The learning rate: linear warm-up, then cosine decay to `final_learning_rate_ratio`."""
     o = config.optimizer
+    if not o.steps:
+        return optax.constant_schedule(0.0)
     return optax.warmup_cosine_decay_schedule(
         0.0,
         o.learning_rate,
@@ -59,6 +61,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     LoRA, the temperature, or the cycle. Frozen parameters have no optimizer state.
     """
     o = config.optimizer
+    if not o.steps:  # nothing is trained: no state
+        return optax.set_to_zero()
     multipliers = [(re.compile(pattern), factor) for pattern, factor in o.learning_rate_multipliers]
 
     def multiplier(path: Any, _: Any) -> float:

@@ -66,7 +66,7 @@ class Program(NamedTuple):
     scores: Callable[..., jax.Array]
     gather: Callable[[jax.Array], jax.Array]  # replicates a sharded array
     any: Callable[[jax.Array], jax.Array]  # whether a sharded array has an element other than 0
-    fingerprint: Callable[[State], jax.Array]  # uint32, a checksum of each array
+    fingerprint: Callable[[Any], jax.Array]  # of a pytree: uint32, a checksum of each array
     abstract: State  # shapes, dtypes and shardings
 
 

@@ -1,5 +1,7 @@
 """Finds and reads checkpoint files (.safetensors, .npz, PE-Core's .pt); other pickles raise an error."""
 
+import functools
+import hashlib
 import pathlib
 import re
 import shlex
@@ -30,7 +32,7 @@ MAX_HEADER = 8 << 20  # bytes of the header of a .safetensors, which has 100 byt
 _PART = re.compile(r"[^/\\\0]{1,240}\.safetensors")  # a file in the folder of an index
 
 
-def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
+def locate(where: str, field: str, names: Sequence[str], *, download: bool = True) -> pathlib.Path:
     """Finds a checkpoint file, and downloads it from Hugging Face if necessary.
 
     Args:
@@ -38,6 +40,7 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
         Downloads are cached.
       field: the config field that `where` comes from, for error messages.
       names: file names to look for in a folder or repository; the first one found is used.
+      download: whether it may be downloaded.
 
     Returns:
       The path of the file.
@@ -46,7 +49,7 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
       UserError: the file does not exist or cannot be downloaded; says which file to download.
     """
     if where.startswith("hf:"):
-        return _fetch(where, field, names)
+        return _fetch(where, field, names, download)
     if where.startswith(packages.PREFIX):
         return packages.locate(where, field, names)
     path = pathlib.Path(where).expanduser()
@@ -67,7 +70,7 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
     return path
 
 
-def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
+def _fetch(where: str, field: str, names: Sequence[str], download: bool) -> pathlib.Path:
     org, _, rest = where.removeprefix("hf:").partition("/")
     name, _, file = rest.partition("/")
     if not (org and name):
@@ -76,7 +79,7 @@ def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
 
     wanted = (file,) if file else tuple(names)
     reason = ""
-    for offline in (True, False):  # look in the cache first, which needs no network
+    for offline in (True, False)[: 1 + download]:  # look in the cache first, which needs no network
         for candidate in wanted:
             try:
                 return pathlib.Path(
@@ -91,6 +94,31 @@ def _fetch(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
         f"https://huggingface.co/{org}/{name}/resolve/main/{wanted[0]} on another machine, copy it to "
         f"this one, and set config.{field} to its path"
     )
+
+
+def checksum(where: str, field: str) -> str:
+    """SHA-256 of a checkpoint that is on this machine; of an index, that of its parts in their order.
+
+    Raises:
+      UserError: it is not on this machine; nothing is downloaded.
+    """
+    if where.startswith(packages.PREFIX):
+        return packages.checksum(where, field, NAMES)
+    path = locate(where, field, NAMES, download=False)
+    found = path.stat()
+    return _checksum(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _checksum(path: pathlib.Path, changed: int, size: int) -> str:
+    """`changed` and `size` are part of the key: the file may be replaced."""
+    del changed, size
+    digest = hashlib.sha256()
+    for part in _parts(path) if path.name.endswith(".index.json") else [path]:
+        with open_regular(part) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -112,6 +112,17 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
     return converted
 
 
+def checksum(where: str, field: str, names: Sequence[str]) -> str:
+    """The SHA-256 of a file of `package:NAME`, as published; `locate` refuses other files.
+
+    Raises:
+      UserError: as `locate`.
+    """
+    locate(where, field, names)
+    published = PACKAGES[where.removeprefix(PREFIX)].files
+    return next(published[name].sha256 for name in names if name in published)
+
+
 def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes safetensors so that a concurrent reader sees the whole file or none."""
     import safetensors.numpy

@@ -48,3 +48,18 @@ def test_ridge_regressions_are_shown_with_paired_differences():
     row = results.table(summary).splitlines()[-1]
     # The standard deviation of (60, 80) is 14.1, so the standard error is 10; of (10, 20) it is 5.
     assert "70.0 ± 14.1 (10.0)" in row and "+15.0 ± 5.0" in row and "-2.0 ± 2.0" in row
+
+
+def test_simpler_methods_have_rows_of_their_own_below_the_ablation():
+    def with_baselines(seed, label, conse):
+        both = {"label": {"top1": label, "top5": 1.0}, "conse": {"top1": conse, "top5": None}}
+        ridge = {kind: {"top1": 0.5, "top5": 1.0} for kind in results.RIDGE}
+        return run("full", seed, 0.9, generalised=None, ridge=ridge, baselines=both)
+
+    summary = results.summarise(
+        [with_baselines(0, 0.2, 0.4), with_baselines(1, 0.4, 0.4)], default().to_dict()
+    )
+    _, _, _, label, conse = results.table(summary).splitlines()
+    assert "| full: labels alone, linear ridge | 30.0 ± 14.1 (10.0) | 100.0 ± 0.0" in label
+    assert conse.startswith("| full: ConSE ") and " 40.0 ± 0.0 (0.0) " in conse
+    assert conse.count(" - ") == 5  # top-5 was not measured; ridge columns are those of the run

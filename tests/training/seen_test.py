@@ -151,6 +151,10 @@ def test_ridge_needs_no_training_and_gives_the_baseline(make, tmp_path):
     config = make(alignment="ridge", ablation="label+desc")
     got = run(config, tmp_path)
     assert got["step"] == 0 and got["top1"] == got["ridge"]["kernel"]["top1"]
+    # In this ablation there is nothing but the label to regress from.
+    label = run(make(alignment="ridge", ablation="label"), tmp_path)
+    assert label["baselines"]["label"] == label["ridge"]["linear"]
+    assert 0 <= got["baselines"]["conse"]["top1"] <= 1
     assert 0 <= got["generalised"]["seen"] <= 1
 
 

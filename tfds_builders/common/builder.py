@@ -208,6 +208,8 @@ class VideoBuilder(
         describe: Describe,
         expected: int | None = None,
         notes: Mapping[str, Any] | None = None,
+        read: Callable[[Any], Iterator[tuple[str, dict[str, Any] | None, str | None]]]
+        | None = None,
     ) -> Any:
         """Returns the examples of a TFDS split: a generator, or a Beam transform if `beam` is set.
 
@@ -218,10 +220,14 @@ class VideoBuilder(
           expected: number of videos that the dataset's lists name; report.json counts the ones that
             are not found as missing. None if there are no lists.
           notes: further entries of the report; numbers are printed.
+          read: reads other sources than folders and archives: maps one to triples, as `_read` does.
+            If it is given, `describe` is not used.
         """
         parts = _parts(sources) if self.beam else list(sources)
         archive_names = [glob.escape(source.name) for source in sources if not source.is_dir()]
-        read = functools.partial(
+        if read is not None:
+            parts = list(sources)
+        read = read or functools.partial(
             _read,
             describe=describe,
             storage=self.storage,

@@ -1,0 +1,7 @@
+"""PE-Core B/16 without training: --config=zero_shot_pe_b16:DATASET (see configs/zero_shot.py)."""
+
+from coco_jax.configs import zero_shot
+
+
+def get_config(dataset="k400_zsar"):
+    return zero_shot.get_config(f"pe_core_b16,{dataset}")
