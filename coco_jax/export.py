@@ -47,7 +47,8 @@ def command(argv: list[str]) -> None:
     if values.only_actions:
         export.replace_table(recognizer, candidates, folder)
     else:
-        export.export(recognizer, candidates, values.format, folder)
+        trained_on = recognizer.training_data
+        export.export(recognizer, candidates, values.format, folder, trained_on)
     for path in sorted(folder.iterdir()):
         print(f"{printable(str(path))}: {path.stat().st_size:,} bytes")
 

@@ -115,7 +115,7 @@ def _max_pool(
     return x
 
 
-_REPLACED = {"pad": _pad, "reduce_window_max": _max_pool}
+_REPLACED: dict[str, Callable[..., Any]] = {"pad": _pad, "reduce_window_max": _max_pool}
 
 
 @contextlib.contextmanager
