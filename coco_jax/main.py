@@ -94,7 +94,7 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # The runs of a sweep differ little and share most of the compiled code.
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     runs = [
         run(run_config, workdir, values.mode, values.allow_config_change, profile_steps, preemption)
         for run_config in run_configs(config)

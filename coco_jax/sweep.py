@@ -62,7 +62,7 @@ def command(argv: list[str]) -> None:
     preemption = Preemption().install()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     with searches.opened(config, space, workdir, values.search_seed) as search:
         for trial in search.trials:
             print(f"{line(trial)}  (done before)")

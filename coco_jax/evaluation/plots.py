@@ -139,6 +139,13 @@ def _draw_rows(rows: Sequence[Row], path: pathlib.Path, title: str = "") -> path
     return path
 
 
+def _side_by_side(frames_THWC: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "H V 3"]:
+    """One image of all frames, which is much faster to draw, with white gaps of 2 % between them."""
+    gap = round(0.02 * frames_THWC.shape[2]) or 1
+    frames_THVC = np.pad(frames_THWC, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(frames_THVC), 1)[:, :-gap]
+
+
 def _figure(rows: Sequence[Row], title: str) -> Figure:
     top = 0.35 if title else 0.1
     width, height = STRIP[0] + BARS + 0.2, top + ROW * len(rows)
@@ -151,14 +158,12 @@ def _figure(rows: Sequence[Row], title: str) -> Figure:
 
     for number, row in enumerate(rows):
         bottom = height - top - ROW * (number + 1)
-        count, frame_height, frame_width, _ = row.frames.shape
-        scale = min(STRIP[0] / (count * frame_width), STRIP[1] / frame_height)
-        size = scale * frame_height  # of the strip; narrow or short strips keep to the upper left
-        for t, frame in enumerate(row.frames):
-            left = 0.1 + t * scale * frame_width
-            axes = box(left, bottom + ROW - 0.25 - size, scale * frame_width - 0.02, size)
-            axes.imshow(frame, aspect="auto")
-            axes.set_axis_off()
+        image = _side_by_side(row.frames)
+        scale = min(STRIP[0] / image.shape[1], STRIP[1] / image.shape[0])
+        size = scale * image.shape[0]  # narrow or short strips are at the upper left
+        axes = box(0.1, bottom + ROW - 0.25 - size, scale * image.shape[1], size)
+        axes.imshow(image, aspect="auto")
+        axes.set_axis_off()
         above = (bottom + ROW - 0.13) / height
         _text(figure, 0.1 / width, above, row.title, STRIP[0], fontsize=9)
         bars = box(0.1 + STRIP[0] + NAMES, bottom + 0.1, BARS - NAMES - 0.6, ROW - 0.2)

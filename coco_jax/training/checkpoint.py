@@ -129,7 +129,7 @@ class Checkpoints:
         arrays, meta = got.get("state"), got.get("meta")
         if not isinstance(arrays, dict) or not isinstance(meta, dict) or not meta.keys() >= META:
             return None, "its state or its metadata is missing"
-        return (State(**arrays), meta), ""
+        return (None, missing) if (missing := _missing(arrays)) else ((State(**arrays), meta), "")
 
     def _move_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, reason in damaged.items():
@@ -322,7 +322,20 @@ def _restore_parts(
     arrays, meta = got.get("state"), got.get("meta")
     if not isinstance(arrays, dict) or not isinstance(meta, dict) or not meta.keys() >= META:
         raise ValueError("its state or its metadata is missing")
+    if missing := _missing(arrays):
+        raise ValueError(missing)
     return arrays, meta
+
+
+def _missing(arrays: dict[str, Any]) -> str:
+    """The path of an array that orbax did not restore, as a sentence; "" if there is none.
+
+    With some damages of its metadata, orbax returns the wanted shape instead of an array.
+    """
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        if not isinstance(leaf, jax.Array):
+            return f"{path_of(path)} is missing"
+    return ""
 
 
 def _not_finite(params: Params) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
+from coco_jax.training.events import EventWriter
 
 
 class Writer:
@@ -19,24 +20,22 @@ class Writer:
         Raises:
           UserError: the package wandb is not installed.
         """
-        from clu import metric_writers  # imports TensorFlow
-
         uses_tensorboard = is_first_process and "tensorboard" in config.writers
-        self._clu = metric_writers.create_default_writer(
-            str(folder), just_logging=not uses_tensorboard
-        )
+        self._events = EventWriter(folder) if uses_tensorboard else None
         uses_wandb = is_first_process and "wandb" in config.writers
         self._wandb = _start_wandb(config, folder, name) if uses_wandb else None
 
     def write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes values of one step; steps must not decrease."""
-        self._clu.write_scalars(step, values)
+        if self._events is not None:
+            self._events.write_scalars(step, values)
         if self._wandb is not None:
             self._wandb.log({name: float(value) for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         """Writes what is still in memory."""
-        self._clu.close()
+        if self._events is not None:
+            self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -40,7 +40,9 @@ def test_picture_has_one_row_for_each_video_whose_frames_fill_the_strip(tmp_path
     frames = [axes for axes in figure.axes if axes.images]
     bars = [axes for axes in figure.axes if not axes.images]
     assert [len(axes.patches) for axes in bars] == [5, 2]
-    assert len(frames) == 4 + 12  # 16:9 and 9:16
+    widths = [axes.images[0].get_array().shape[1] for axes in frames]
+    assert widths[0] == pytest.approx(4 * 293, rel=0.03)  # four frames of 165 x 293 pixels
+    assert widths[1] == pytest.approx(12 * 165, rel=0.03)  # twelve of 293 x 165
     image = Image.open(path)
     assert image.size == (round(figure.get_figwidth() * 150), round(figure.get_figheight() * 150))
     assert np.asarray(image.convert("L")).std() > 10  # not empty

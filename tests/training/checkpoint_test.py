@@ -159,6 +159,22 @@ def test_a_flipped_bit_never_gives_other_values(two, tmp_path, seed):
         assert next_batch == 10 * step and same(numbers(state), saved[step])
 
 
+def test_array_that_orbax_does_not_restore_is_a_damaged_checkpoint(two, tmp_path):
+    """If a letter of an array's name is damaged, orbax restores the others and reports nothing."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "2/state/_METADATA"
+    metadata = json.loads(path.read_text())
+    names = [name for name in metadata["tree_metadata"] if "('params', 'video'" in name]
+    metadata["tree_metadata"][names[-1]]["key_metadata"][-2]["key"] += "x"
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=r"the checkpoint is damaged .* is missing"):
+        restore_params(tmp_path, program)
+    state, _ = restored(program, tmp_path)
+    step = int(state.step)
+    assert same(numbers(state), saved[step])
+
+
 def swap_state(folder: pathlib.Path) -> None:
     shutil.rmtree(folder / "2" / "state")
     shutil.copytree(folder / "1" / "state", folder / "2" / "state")
