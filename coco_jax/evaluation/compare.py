@@ -1,6 +1,5 @@
 """Compares two runs or sweeps: first what differs in how they were made, then their numbers."""
 
-import math
 import pathlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -271,15 +270,15 @@ def _commit(git: Any) -> str:
 
 def _numbers(a: Run, b: Run) -> dict[str, Any]:
     """Top-1 of two runs and their difference; with an interval if the tested videos are the same."""
-    tops = [_get(run, "numbers.top1") for run in (a, b)]
-    if not all(isinstance(top, int | float) and math.isfinite(top) for top in tops):
+    top_a, top_b = (_number(_get(run, "numbers.top1")) for run in (a, b))
+    if top_a is None or top_b is None:
         raise UserError(f"{a.name} or {b.name}: has no top-1; evaluate the run again")
     return {
-        "a": tops[0],
-        "b": tops[1],
+        "a": top_a,
+        "b": top_b,
         "a_interval": _interval(a),
         "b_interval": _interval(b),
-        "difference": tops[1] - tops[0],
+        "difference": top_b - top_a,
         "difference_interval": _paired(a, b),
         "candidates": [len(_names(run, "unseen")) for run in (a, b)],
     }
@@ -287,10 +286,14 @@ def _numbers(a: Run, b: Run) -> dict[str, Any]:
 
 def _interval(run: Run) -> list[float] | None:
     found = _get(run, "bootstrap.top1")
-    is_pair = isinstance(found, list) and len(found) == 2
-    if not is_pair or not all(isinstance(x, int | float) and math.isfinite(x) for x in found):
-        return None
-    return found
+    ends = [_number(x) for x in found] if isinstance(found, list) else []
+    return [x for x in ends if x is not None] if len(ends) == 2 and None not in ends else None
+
+
+def _number(value: Any) -> float | None:
+    """A number from 0 to 1, as accuracies are; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
 
 
 def _paired(a: Run, b: Run) -> list[float] | None:
