@@ -16,10 +16,11 @@ import csv
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
+from tqdm import tqdm
 
 from coco_jax.command import run_command
 from coco_jax.errors import UserError
@@ -27,8 +28,7 @@ from coco_jax.printing import csv_cell, printable
 from coco_jax.recognition import model_flags
 
 if TYPE_CHECKING:  # JAX is imported when the flags have been read
-    from coco_jax.recognition.index import Index
-    from coco_jax.recognition.outputs import Writer
+    from coco_jax.recognition.index import Embedder, Found, Index
 
 SOME_FAILED = 3
 USAGE = (
@@ -53,6 +53,11 @@ def define_flags() -> None:
     flags.DEFINE_bool("faiss", False, "search: approximate search with FAISS, for large indexes.")
     flags.DEFINE_string("actions", None, 'label: candidate actions: "juggling, rope skipping".')
     flags.DEFINE_string("actions_file", None, "label: file of actions, one a line or CSV.")
+    flags.DEFINE_string(
+        "threshold",
+        None,
+        'label: adds "none of these" with this raw score; a number, or "default".',
+    )
     flags.DEFINE_string("descriptions", None, "search, label: file of captions, as for predict.")
     flags.DEFINE_bool("json", False, "Print JSON instead of text.")
     flags.DEFINE_bool("csv", False, "Print CSV instead of text.")
@@ -79,7 +84,7 @@ def build(words: Sequence[str], values: flags.FlagValues) -> None:
     stride = index.STRIDE if values.stride is None else values.stride
     check_seconds(stride=stride)
     files = index.find(words[0])
-    runner: index.Runner = index.one_by_one
+    runner: index.Runner = _with_progress
     if values.beam_pipeline_options is not None:
         from coco_jax.recognition.index_beam import BeamRunner
 
@@ -102,6 +107,15 @@ def build(words: Sequence[str], values: flags.FlagValues) -> None:
     if done.unreadable:
         print(f"{len(done.unreadable)} of {done.videos} videos could not be read", file=sys.stderr)
         sys.exit(SOME_FAILED)
+
+
+def _with_progress(embedder: "Embedder", files: Sequence["Found"]) -> Iterator[tuple]:
+    """Embeds files in this process, with a progress bar on terminals."""
+    from coco_jax.recognition.index import one_by_one
+
+    results = one_by_one(embedder, files)
+    is_terminal = sys.stderr.isatty()
+    yield from tqdm(results, total=len(files), unit="video", leave=False, disable=not is_terminal)
 
 
 def search(words: Sequence[str], values: flags.FlagValues) -> None:
@@ -139,19 +153,17 @@ def search(words: Sequence[str], values: flags.FlagValues) -> None:
 def label(words: Sequence[str], values: flags.FlagValues) -> None:
     """Prints what happens when in each video."""
     from coco_jax.recognition import outputs
-    from coco_jax.recognition.inputs import read_actions
+    from coco_jax.recognition.inputs import read_actions, read_threshold
 
     if len(words) != 1:
         raise UserError('give one index: index label INDEX --actions="juggling, rope skipping"')
     actions = read_actions(values.actions, values.actions_file)
     opened = _open(words[0], values)
     candidates = opened.recognizer.embed_actions(actions, _descriptions(values))
-    writer: Writer = outputs.TextWriter(sys.stdout)
-    if values.json:
-        writer = outputs.JsonWriter(sys.stdout)
-    elif values.csv:
-        writer = outputs.CsvWriter(sys.stdout, timeline=True)
-    for found in opened.label(candidates):
+    kind = "json" if values.json else "csv" if values.csv else "text"
+    writer = outputs.writer(kind, sys.stdout, timeline=True)
+    threshold = read_threshold(values.threshold, opened.recognizer.default_threshold)
+    for found in opened.label(candidates, threshold):
         writer.write(found)
     writer.close()
 

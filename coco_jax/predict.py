@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import math
 import pathlib
 import sys
 import tempfile
@@ -106,7 +105,7 @@ def define_flags() -> None:
 def command(argv: list[str]) -> None:
     """Writes the result of each video as soon as it is read."""
     from coco_jax.recognition import outputs
-    from coco_jax.recognition.inputs import read_actions, read_descriptions
+    from coco_jax.recognition.inputs import read_actions, read_descriptions, read_threshold
     from coco_jax.recognition.ranking import NONE, Recognition
 
     values = flags.FLAGS
@@ -123,7 +122,7 @@ def command(argv: list[str]) -> None:
         if values.output:
             stream = stack.enter_context(outputs.create(values.output, values.resume))
         recognizer = _load(values)
-        threshold = _threshold(values.threshold, recognizer.default_threshold)
+        threshold = read_threshold(values.threshold, recognizer.default_threshold)
         _print_training_data(recognizer.training_data)
         candidates = recognizer.embed_actions(actions, descriptions)
         writer = outputs.writer(_format(values), stream, values.timeline)
@@ -282,30 +281,6 @@ def _load(values: flags.FlagValues) -> Any:
     if isinstance(recognizer, coco_jax.PretrainedRecognizer) and values["windows"].present:
         recognizer.windows = values.windows
     return recognizer
-
-
-def _threshold(given: str | None, default: float | None) -> float | None:
-    """The number that --threshold means.
-
-    Raises:
-      UserError: it is no number, or the model has no default.
-    """
-    if given is None:
-        return None
-    if given != "default":
-        try:
-            number = float(given)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"--threshold={given}: neither a number nor 'default'")
-        return number
-    if default is None:
-        raise UserError(
-            "--threshold=default: nobody has measured one for this model; give a number, chosen on "
-            "videos that are not those to be ranked"
-        )
-    return default
 
 
 def _check_plot(path: pathlib.Path) -> None:

@@ -57,6 +57,7 @@ def command(argv: list[str]) -> None:
     config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none")
     host = f"[{values.host}]" if ":" in values.host else values.host
     address = f"http://{host}:{listener.getsockname()[1]}"
+    listener.listen()  # from now on requests wait for the server
     print(f"{address} (stop with Ctrl-C)", file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 

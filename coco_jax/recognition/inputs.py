@@ -3,6 +3,7 @@
 import collections
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 from coco_jax.data import starter
@@ -119,6 +120,30 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
     for texts in captions.values():
         _check_texts(texts, MAX_CAPTION, f"--descriptions={file}: a caption")
     return captions
+
+
+def read_threshold(given: str | None, default: float | None) -> float | None:
+    """The number that --threshold means.
+
+    Raises:
+      UserError: it is no number, or the model has no default.
+    """
+    if given is None:
+        return None
+    if given != "default":
+        try:
+            number = float(given)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"--threshold={given}: neither a number nor 'default'")
+        return number
+    if default is None:
+        raise UserError(
+            "--threshold=default: nobody has measured one for this model; give a number, chosen on "
+            "videos that are not those to be ranked"
+        )
+    return default
 
 
 def _reason(error: Exception) -> str:

@@ -255,6 +255,8 @@ def test_the_command_builds_searches_and_labels(run, archive, tmp_path):
     assert "\x1b" not in labels and "\\x1b[31mred.mp4" in labels
     (timeline, *_) = json.loads(run("label", output, "--actions=green,red", "--json"))
     assert timeline["segments"][0]["action"] == "green"
+    shown = run("label", output, "--actions=swimming", "--threshold=0.5")
+    assert "none of these" in shown and "swimming" not in shown
 
 
 def test_the_command_exits_with_3_if_a_video_cannot_be_read(run, archive, tmp_path, capsys):
