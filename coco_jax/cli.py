@@ -29,6 +29,16 @@ COMMANDS = {
         "embed an archive of videos once, and search it later",
         "coco-jax index build FOLDER --output=INDEX; coco-jax index search INDEX juggling",
     ),
+    "export": Command(
+        "coco_jax.export",
+        "write a model for programs without coco_jax: StableHLO or ONNX",
+        'coco-jax export pretrained --format=onnx --actions="juggling, archery" --output=FOLDER',
+    ),
+    "features": Command(
+        "coco_jax.features",
+        "extract features of a folder of videos, to train on",
+        "coco-jax features FOLDER --output=features/i3d.npz --labels",
+    ),
     "train": Command(
         "coco_jax.main",
         "train and evaluate the runs of a config",

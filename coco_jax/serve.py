@@ -55,7 +55,8 @@ def command(argv: list[str]) -> None:
     hosts = LOCAL_NAMES if values.host == LOCAL else None
     app = make_app(coco_jax.load(values.model, values.towers), limits, hosts, values.page)
     config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none")
-    address = f"http://{values.host}:{listener.getsockname()[1]}"
+    host = f"[{values.host}]" if ":" in values.host else values.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
     print(f"{address} (stop with Ctrl-C)", file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 

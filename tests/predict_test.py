@@ -10,7 +10,7 @@ from PIL import Image
 
 from coco_jax import predict
 from coco_jax.errors import UserError
-from coco_jax.recognition import inputs
+from coco_jax.recognition import inputs, sources
 from tests.helpers import runs
 from tests.helpers.pages import Page
 from tests.helpers.rankers import ColourRanker, coloured
@@ -254,6 +254,23 @@ def test_lines_are_written_as_soon_as_a_video_is_done(tree, call, tmp_path, monk
     monkeypatch.setattr(ColourRanker, "embed_video", embed_video)
     call([tree], "--jsonl", f"--output={file}")
     assert seen == [0, 1, 2]
+
+
+def test_stream_is_recorded_and_named_by_its_address_without_the_password(call, monkeypatch):
+    recorded = []
+
+    def record(source, path, seconds):
+        recorded.append((source.address, path, seconds))
+        path.write_bytes(coloured(("red", 2)) if "good" in source.address else b"no video")
+
+    monkeypatch.setattr(sources, "record", record)
+    words = ["rtsp://me:secret@host/good", "http://me:secret@host/bad"]
+    code, out, err = call(words, "--allow_url", "--jsonl", "--seconds=7")
+    good, bad = map(json.loads, out.splitlines())
+    assert code == 3 and good["video"] == "rtsp://host/good" and "secret" not in out + err
+    assert bad["error"].startswith("http://host/bad: not a video")
+    assert [(address, seconds) for address, _, seconds in recorded] == [(word, 7) for word in words]
+    assert not any(path.exists() for _, path, _ in recorded)
 
 
 def test_progress_is_shown_on_terminals_only(tree, call, capsys, monkeypatch):

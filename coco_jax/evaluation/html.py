@@ -23,6 +23,7 @@ Element = ElementTree.Element
 Child = Element | str | None
 FRAMES, FRAME_HEIGHT, FRAME_QUALITY = 6, 96, 70  # of a video: number, pixels, JPEG quality
 SHADES = 10  # of a confusion matrix
+NAME = 22  # characters of a class name beside a confusion matrix
 MAX_NAMED = 40  # the axes of a larger confusion matrix have no class names
 COLORS = 8  # of a timeline; `style` has one rule for each
 
@@ -39,11 +40,15 @@ a { color: var(--mark); } .soft, figcaption, caption { color: var(--soft); }
 .skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }
 .wide { overflow-x: auto; } figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
-table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; padding: .25rem 0; }
+table { border-collapse: collapse; margin: 1rem 0; min-width: min(100%, 36rem); }
+.bars { min-width: 0; } .row { display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.row figure { flex: 1 20rem; }
+caption { text-align: left; padding: .25rem 0; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; }
 thead th { background: var(--band); vertical-align: bottom; } tbody th { font-weight: 500; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 3px solid var(--mark); }
+th button::after { content: " \\2195"; opacity: .5; } th[aria-sort] button::after { opacity: 1; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
@@ -52,7 +57,8 @@ svg text { fill: var(--text); } .mark { fill: var(--mark); } .other { fill: var(
   stroke-width: 2; } .dashed { fill: none; stroke: var(--soft); stroke-dasharray: 4 4; }
 .c0 { fill: #0072b2; } .c1 { fill: #e69f00; } .c2 { fill: #009e73; } .c3 { fill: #cc79a7; }
 .c4 { fill: #d55e00; } .c5 { fill: #56b4e9; } .c6 { fill: #b3a800; } .c7 { fill: #7d5fb2; }
-.frames { display: flex; flex-wrap: wrap; gap: 2px; } .frames img { height: 6rem; width: auto; }
+.frames { display: flex; flex-wrap: wrap; gap: 2px; } .frames img { height: auto; width: auto;
+  max-height: 6rem; max-width: calc(100% / 6 - 2px); }
 .bars { margin: .5rem 0; } .bars th, .bars td { border: 0; padding: .1rem .75rem .1rem 0; }
 .clip { border-bottom: 1px solid var(--line); padding: .5rem 0; break-inside: avoid; }
 details > summary { cursor: pointer; font-weight: 600; margin: .5rem 0; }
@@ -336,7 +342,8 @@ def confusion(counts_KK: Int[np.ndarray, "K K"], names: Sequence[str], title: st
     count = len(names)
     side = max(min(18, 560 // max(count, 1)), 1)
     is_named = count <= MAX_NAMED
-    margin = 150 if is_named else 24
+    longest = max(len(shortened(name, NAME)) for name in names)
+    margin = 16 + 7 * longest if is_named else 24
     size = margin + side * count + 8
     cells = element("g", transform=f"translate({margin} {margin}) scale({side})")
     level_KK = np.ceil(shares_KK * SHADES).astype(int)
@@ -354,7 +361,7 @@ def confusion(counts_KK: Int[np.ndarray, "K K"], names: Sequence[str], title: st
     )  # fmt: skip
     if is_named:
         for i, name in enumerate(names):
-            middle, shown = margin + side * (i + 0.5), shortened(name, 22)
+            middle, shown = margin + side * (i + 0.5), shortened(name, NAME)
             svg.append(element("text", shown, x=margin - 5, y=middle + 4, text_anchor="end"))
             turned = f"rotate(-90 {middle + 4:.1f} {margin - 5})"
             svg.append(element("text", shown, x=middle + 4, y=margin - 5, transform=turned))

@@ -128,15 +128,15 @@ def load(folder: pathlib.Path) -> Experiment:
       UserError: the folder has neither results.json nor result.json, or one is damaged.
     """
     if (folder / "results.json").is_file():
+        stored = read_json(folder / "results.json")
+        if stored.get("format") != results.FORMAT:  # of an older version: computed from the runs
+            return _summarised(folder, list(_found(folder).values()))
         summary = _read(folder / "results.json", _SUMMARY)
         runs = list(_runs(folder, summary))
-        if not runs:
-            raise UserError(f"{folder}: no folder of a run below it has result.json; train again")
+        _check_found(folder, runs)
         return Experiment(folder, summary, runs)
     if (folder / "result.json").is_file():
-        run = _run(folder)
-        config = load_stored(read_json(folder / "config.json"), str(folder / "config.json"))
-        return Experiment(folder, results.summarise([run.result], config.to_dict()), [run])
+        return _summarised(folder, [_run(folder)])
     found = sorted(str(path.parent) for path in folder.glob("*/results.json"))
     hint = f"such as {', '.join(found[:4])}" if found else "as `coco-jax train` writes it"
     raise UserError(
@@ -147,15 +147,34 @@ def load(folder: pathlib.Path) -> Experiment:
 
 def _runs(folder: pathlib.Path, summary: dict[str, Any]) -> Iterator[Run]:
     """The runs that the summary is about, in its order."""
-    found = {}
-    for path in sorted(folder.glob("*/split*/seed*/result.json"))[:MAX_RUNS]:
-        run = _run(path.parent)
-        found[run.result["ablation"], run.result["split"], run.result["seed"]] = run
+    found = _found(folder)
     for ablation in summary["ablations"]:
         for split in summary["splits"]:
             for seed in summary["seeds"]:
                 if (ablation, split, seed) in found:
                     yield found[ablation, split, seed]
+
+
+def _found(folder: pathlib.Path) -> dict[tuple[str, str, int], Run]:
+    """All runs below a folder, by ablation, split and seed."""
+    found = {}
+    for path in sorted(folder.glob("*/split*/seed*/result.json"))[:MAX_RUNS]:
+        run = _run(path.parent)
+        found[run.result["ablation"], run.result["split"], run.result["seed"]] = run
+    return found
+
+
+def _check_found(folder: pathlib.Path, runs: Sequence[Run]) -> None:
+    if not runs:
+        raise UserError(f"{folder}: no folder of a run below it has result.json; train again")
+
+
+def _summarised(folder: pathlib.Path, runs: list[Run]) -> Experiment:
+    """Runs with a summary that is computed from their results."""
+    _check_found(folder, runs)
+    path = runs[0].folder / "config.json"
+    config = load_stored(read_json(path), str(path)).to_dict()
+    return Experiment(folder, results.summarise([run.result for run in runs], config), runs)
 
 
 def _run(folder: pathlib.Path) -> Run:
@@ -431,7 +450,7 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
     chart.line([(0, 0), (1, 1)], "dashed")
     error = 100 * calibration["error"]
     temperature = calibration["temperature"]
-    parts = [
+    figures = [
         html.figure(
             chart.svg,
             "Accuracy by confidence, the highest share of the softmax over the unseen actions "
@@ -446,7 +465,7 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
         if general := result.get("generalised"):
             chart.dot(general["unseen"], general["seen"], "without an offset")
             about = f" The dot is without an offset; the area is {100 * general['auc']:.1f}."
-        parts.append(
+        figures.append(
             html.figure(
                 chart.svg,
                 "Accuracies with seen and unseen candidates, for every offset on the scores of the seen "
@@ -460,8 +479,8 @@ def _curves(result: dict[str, Any], details: dict[str, Any]) -> list[Element]:
     ]  # fmt: skip
     head = ("confidence", "videos", "mean confidence", "accuracy")
     numbers = html.table("The bars of the reliability diagram, in percent", head, rows)
-    parts.append(element("details", element("summary", "Numbers"), numbers))
-    return parts
+    shown = element("details", element("summary", "Numbers"), numbers)
+    return [element("div", *figures, class_="row"), shown]
 
 
 def _clips(run: Run, wanted: bool) -> list[Element]:
@@ -476,22 +495,31 @@ def _clips(run: Run, wanted: bool) -> list[Element]:
             missing = f"No frames: {error.args[0]}"
     parts = [] if records else [element("p", missing, class_="soft")]
     for example in run.result["examples"][:MAX_CLIPS]:
-        guesses = [(guess["action"], guess.get("share") or 0.0) for guess in example["top"]]
+        guesses = [(guess["action"], guess.get("share")) for guess in example["top"]]
         strip = _frames(records, example) if records else None
         parts.append(
             element(
                 "div",
                 element("h3", example["action"]),
                 strip,
-                html.bars(
-                    guesses,
-                    example["action"],
-                    f"The best guesses for video {example['video_id']} and their shares of the softmax",
-                ),
+                _guesses(guesses, example),
                 class_="clip",
             )
         )
     return parts
+
+
+def _guesses(guesses: Sequence[tuple[str, float | None]], example: dict[str, Any]) -> Element:
+    """Bars of the best guesses; their names alone for version 0.1, which stored no shares."""
+    title = f"The best guesses for video {example['video_id']}"
+    shares = [(name, share) for name, share in guesses if share is not None]
+    if len(shares) < len(guesses):
+        return element("p", f"{title}: {', '.join(name for name, _ in guesses)}")
+    return html.bars(
+        shares,
+        example["action"],
+        f"{title} and their shares of the softmax (blue: the true action)",
+    )
 
 
 def _records(config: ConfigDict) -> tuple[datasets.Records | None, str]:

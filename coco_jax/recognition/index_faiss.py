@@ -90,7 +90,7 @@ def make(index: Index) -> Any:
     import faiss
 
     count, width = len(index), index.stored.settings.width
-    lists = int(4 * count**0.5)
+    lists = int(count**0.5)
     kind = f"IVF{lists},SQ8" if count >= MIN_WINDOWS else "SQ8"
     found: Any = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     rng = np.random.default_rng(0)

@@ -42,7 +42,7 @@ from coco_jax.recognition.parts import (
     unit,
     video_tower,
 )
-from coco_jax.recognition.ranking import Path, Ranked, VideoRanker
+from coco_jax.recognition.ranking import Path, Ranked, VideoRanker, pad, padded_count
 from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.recognition.timeline import WINDOW
 
@@ -325,7 +325,8 @@ class PretrainedRecognizer(VideoRanker):
                 of_action["captions"] = unit(count * of_action["captions"] + own_W)
             for block in BLOCKS:
                 texts[block].append(of_action[block])
-        features = {block: np.stack(x) for block, x in texts.items()}
+        count = padded_count(len(actions))
+        features = {block: pad(np.stack(x), count) for block, x in texts.items()}
         return self._prototypes(actions, features)
 
     def nearest_seen(self, v_XF: Float[np.ndarray, "X F"], count: int = 5) -> list[list[Ranked]]:
@@ -363,7 +364,8 @@ class PretrainedRecognizer(VideoRanker):
             constants.width,
             constants.ridge,
         )
-        return Prototypes(tuple(actions), v_KF, constants.hubness * hubness(v_KF, self._seen_SF))
+        penalty_K = constants.hubness * hubness(v_KF, self._seen_SF)
+        return Prototypes(tuple(actions), v_KF[: len(actions)], penalty_K[: len(actions)])
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Features of actions that are not in the starter corpus, from their names alone.

@@ -23,6 +23,7 @@ Path = str | os.PathLike[str]
 NONE = "none of these"  # the action of the row that a threshold adds
 # Clips that an accelerator embeds at once. On CPUs a batch of I3D is not faster, and takes more memory.
 CLIP_BATCH = 8
+LEAST = 8  # rows of the smallest arrays of candidates
 BLOCK = 256  # windows that are compared with the candidates at once
 
 
@@ -505,3 +506,13 @@ def _names(candidates: Any, threshold: float | None) -> list[str]:
     if NONE in names:
         raise UserError(f"the action {NONE!r} has the name of the row that a threshold adds")
     return [*names, NONE]
+
+
+def padded_count(count: int) -> int:
+    """The next power of two, at least `LEAST`: XLA compiles one program for each shape, and keeps it."""
+    return max(LEAST, 1 << (count - 1).bit_length())
+
+
+def pad(x: np.ndarray, count: int) -> np.ndarray:
+    """Appends rows like the last one, up to `count` rows."""
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])

@@ -24,7 +24,7 @@ from coco_jax.models.coco import CoCo
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import check_actions
-from coco_jax.recognition.ranking import Path, VideoRanker
+from coco_jax.recognition.ranking import Path, VideoRanker, pad, padded_count
 from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
 from coco_jax.training.checkpoint import read_json, restore_params
@@ -41,7 +41,6 @@ NUMBERS = (
 
 
 BATCH = 256  # texts that are embedded at once
-LEAST = 8  # rows of the smallest arrays of candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,19 +179,19 @@ class Recognizer(VideoRanker):
         count = min(self.config.text.eval_descriptions, padded_count(int(sampler.counts_K.max())))
         ids_KML, mask_KM = sampler.first(count)
         d_KMD = self._embed(self.program.embed_texts, ids_KML)
-        return Candidates(tuple(actions), l_KD, d_KMD, _pad(mask_KM, len(d_KMD)))
+        return Candidates(tuple(actions), l_KD, d_KMD, pad(mask_KM, len(d_KMD)))
 
     def _embed(self, embed: Callable, ids_KXL: np.ndarray) -> jax.Array:
         """Embeds texts in batches, with few different shapes; returns `padded_count` rows."""
         count = padded_count(len(ids_KXL))
         size = min(count, max(BATCH // ids_KXL.shape[1], 1))
         size = 1 << (size.bit_length() - 1)  # a power of two divides `count`
-        padded_KXL = _pad(ids_KXL, -(-len(ids_KXL) // size) * size)
+        padded_KXL = pad(ids_KXL, -(-len(ids_KXL) // size) * size)
         parts = [
             np.asarray(embed(self.params, padded_KXL[start : start + size]))
             for start in range(0, len(padded_KXL), size)
         ]
-        return jax.numpy.asarray(_pad(np.concatenate(parts), count))
+        return jax.numpy.asarray(pad(np.concatenate(parts), count))
 
     def embed_prompts(self, prompts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of texts, each embedded as the only prompt of a label.
@@ -237,7 +236,7 @@ class Recognizer(VideoRanker):
           candidates: the result of `embed_actions`.
         """
         v_BD = v_XD.reshape(-1, v_XD.shape[-1])
-        filled_BD = _pad(v_BD, 1 << (len(v_BD) - 1).bit_length())  # few different shapes
+        filled_BD = pad(v_BD, 1 << (len(v_BD) - 1).bit_length())  # few different shapes
         features = (candidates.l_KD, candidates.d_KMD, candidates.mask_KM)
         score_BK = np.asarray(self.program.scores(self.params, filled_BD, *features))
         score_BK = score_BK[: len(v_BD), : len(candidates.names)]
@@ -278,16 +277,6 @@ class Recognizer(VideoRanker):
         """The model's trained temperature."""
         model = self.config.model
         return float(np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max))
-
-
-def padded_count(count: int) -> int:
-    """The next power of two, at least `LEAST`: XLA compiles one program for each shape, and keeps it."""
-    return max(LEAST, 1 << (count - 1).bit_length())
-
-
-def _pad(x: np.ndarray, count: int) -> np.ndarray:
-    """Appends rows like the last one, up to `count` rows."""
-    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
 
 
 def make_predictor(config: ConfigDict, folder: Path) -> Program:

@@ -79,9 +79,16 @@ class Timeline:
     scores_TK: Float[np.ndarray, "T K"] = dataclasses.field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: `{"video", "duration", "segments": [{"start", "end", "action", "score"}, ...]}`."""
-        segments = [dataclasses.asdict(segment) for segment in self.segments]
-        return {"video": self.video, "duration": self.duration, "segments": segments}
+        """For JSON: `{"video", "duration", "segments": [{"start", "end", "action", "score"}, ...]}`.
+
+        Times are rounded to milliseconds.
+        """
+        segments = [
+            dataclasses.asdict(segment)
+            | {"start": round(segment.start, 3), "end": round(segment.end, 3)}
+            for segment in self.segments
+        ]
+        return {"video": self.video, "duration": round(self.duration, 3), "segments": segments}
 
 
 def check_seconds(**values: float) -> None:

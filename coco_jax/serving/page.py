@@ -125,7 +125,10 @@ def _blocks(server: Server, uploads: pathlib.Path) -> Any:
         answer = await server.compare(video, actions, descriptions or None)
         boxes = [
             gradio.update(
-                label=f"Captions of {printable(name)}", value="\n".join(captions), visible=True
+                label=f"Captions of {printable(name)}",
+                value="\n".join(captions),
+                placeholder="The model has no captions of this action. Write some, one a line.",
+                visible=True,
             )
             for name, captions in answer.captions.items()
         ]
@@ -220,7 +223,7 @@ def render(video: Embedded, answer: Answer) -> str:
             html.table(
                 "The actions of the training data that are nearest to the video, and to the actions by "
                 "their texts; cosines",
-                ("", "nearest seen actions"),
+                ("of", "nearest seen actions"),
                 rows,
                 sortable=False,
             ),

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import pathlib
+import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -48,3 +50,18 @@ def stop_at(step: int, stop=None) -> Iterator[None]:
         patch.setattr(index_store.shutil, "rmtree", before(index_store.shutil.rmtree))
         patch.setattr(pathlib.Path, "unlink", before(pathlib.Path.unlink))
         yield
+
+
+def main() -> None:
+    """Builds an index and kills this process at a step: `FOLDER OUTPUT STEP`."""
+    from coco_jax.recognition import index
+    from tests.helpers.rankers import ColourRanker
+
+    folder, output, step = sys.argv[1:]
+    print("start", flush=True)
+    with stop_at(int(step), stop=lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        index.build(index.find(folder), pathlib.Path(output), ColourRanker())
+
+
+if __name__ == "__main__":
+    main()

@@ -105,6 +105,36 @@ def test_captions_of_the_user_change_the_prediction(recognizer):
     np.testing.assert_allclose(described.v_KF[1], plain.v_KF[1], atol=1e-6)
 
 
+def test_given_captions_can_replace_those_of_the_corpus(recognizer):
+    """Averaged with them, they change the prototype less."""
+    plain = recognizer.embed_actions(["juggling balls"]).v_KF
+    other = {"juggling balls": ["a man lies still on a sofa"]}
+    mixed = recognizer.embed_actions(["juggling balls"], other).v_KF
+    replaced = recognizer.embed_actions(["juggling balls"], other, replace=True).v_KF
+    assert (replaced * plain).sum() < (mixed * plain).sum() - 0.05
+
+
+def test_nearest_seen_action_of_a_seen_action_is_itself(recognizer):
+    names = ["juggling balls", "archery", "yoga"]
+    found = recognizer.nearest_seen(recognizer.embed_actions(names).v_KF, 3)
+    assert [rows[0].action for rows in found] == names
+    for rows in found:
+        cosines = [row.score for row in rows]
+        assert cosines == sorted(cosines, reverse=True) and cosines[0] > 0.8 and len(rows) == 3
+
+
+def test_different_numbers_of_actions_share_compiled_programs(recognizer):
+    names = list(starter.load())
+    recognizer.embed_actions(names[:8])
+    before = pretrained._predict._cache_size(), pretrained._hubness._cache_size()
+    whole = recognizer.embed_actions(names[:8]).v_KF
+    for count in range(1, 8):
+        part = recognizer.embed_actions(names[:count])
+        assert len(part.v_KF) == len(part.penalty_K) == count
+        np.testing.assert_allclose(part.v_KF, whole[:count], atol=1e-5)
+    assert (pretrained._predict._cache_size(), pretrained._hubness._cache_size()) == before
+
+
 def test_descriptions_of_an_action_that_is_no_candidate_are_an_error(recognizer):
     with pytest.raises(UserError, match="'swimming', which is not among the actions"):
         recognizer.embed_actions(["running"], {"swimming": ["water"]})
