@@ -13,6 +13,7 @@ from tests.evaluation.frozen_test import clip
 from tests.helpers import mveb as files
 from tests.helpers import references
 from tfds_builders.build import build
+from tfds_builders.mveb.mveb_dataset_builder import SETS
 
 assert references  # importing it makes torchvision importable
 assert clip  # a fixture
@@ -83,6 +84,16 @@ def test_accuracy_is_that_of_our_evaluation_to_the_last_digit(parquet, ours):
     confusion_KK = np.array(result["confusion"])
     assert np.trace(confusion_KK) == round(scores["accuracy"] * len(LABELS))
     assert result["per_class"]["pick"] is None and result["chance"] == 0.25
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_data_sets_are_those_of_the_tasks_of_mteb(name):
+    found = SETS[name]
+    task = mteb.get_task(found.task)
+    assert task.metadata.dataset == {"path": found.repository, "revision": found.revision}
+    assert task.input_column_name == "video" and task.label_column_name == "label"
+    assert task.metadata.eval_splits == ["test"] and task.metadata.main_score == "accuracy"
+    assert task.metadata.descriptive_stats["test"]["num_samples"] == found.videos
 
 
 def test_scores_are_those_of_the_recogniser(parquet, ours, tmp_path):

@@ -25,7 +25,7 @@ PROMPT = "a video of {}"  # of every one of these tasks
 
 
 class Set(NamedTuple):
-    """A data set of MTEB (mteb/tasks/zeroshot_classification/eng, version 2.20).
+    """A data set of MTEB (mteb/tasks/zeroshot_classification/eng, version 2.26.24).
 
     Attributes:
       repository: of the data set on Hugging Face.
