@@ -133,8 +133,12 @@ def _settings(a: Run, b: Run, section: str) -> list[str]:
 
 
 def _fields(run: Run, section: str) -> Mapping[str, Any]:
-    fields = _get(run, f"{section}.config")
-    return fields if isinstance(fields, dict) else {}
+    return _mapping(run, f"{section}.config")
+
+
+def _mapping(run: Run, path: str) -> Mapping[str, Any]:
+    value = _get(run, path)
+    return value if isinstance(value, dict) else {}
 
 
 def _data(a: Run, b: Run) -> list[str]:
@@ -142,7 +146,7 @@ def _data(a: Run, b: Run) -> list[str]:
     for what, path in (("dataset", "data.dataset"), ("built from", "data.sources")):
         lines += _differ(what, *_both(a, b, path))
     if _differ("", *_both(a, b, "data.records_sha256")):
-        one, other = _both(a, b, "data.records")
+        one, other = (_shown(count) for count in _both(a, b, "data.records"))
         lines.append(
             f"records of the dataset (ids, classes, TFDS splits): {one} and {other}, not the same"
         )
@@ -152,9 +156,11 @@ def _data(a: Run, b: Run) -> list[str]:
         if not _differ("", *_both(a, b, f"data.{group}.ids_sha256")):
             continue
         counts = _both(a, b, f"data.{group}.videos")
-        line = f"{group.replace('_', ' ')}: {counts[0]} videos in A, {counts[1]} in B"
+        line = (
+            f"{group.replace('_', ' ')}: {_shown(counts[0])} videos in A, {_shown(counts[1])} in B"
+        )
         lines.append(line + (_missing_videos(a, b) if group == "tested" else ""))
-    lines += _differ("test sets", *(sorted(x or ()) for x in _both(a, b, "data.test_sets")))
+    lines += _differ("test sets", *(sorted(_mapping(run, "data.test_sets")) for run in (a, b)))
     return lines
 
 
@@ -201,9 +207,11 @@ def _list_name(run: Run, group: str) -> str:
 
 
 def _prompts(a: Run, b: Run) -> list[str]:
-    one, other = (_fields(run, "prompts").get("text.templates") or [] for run in (a, b))
+    one, other = (_fields(run, "prompts").get("text.templates") for run in (a, b))
     if one == other:
         return []
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return _differ("templates", one, other)
     if sorted(map(str, one)) == sorted(map(str, other)):
         return ["templates: the same in another order, which changes a result by rounding only"]
     only = _only({str(x) for x in one}, {str(x) for x in other})
@@ -215,15 +223,15 @@ def _descriptions(a: Run, b: Run) -> list[str]:
         return []  # definitions are used only if a prompt field says so, and then the corpus matters
     lines = []
     if _differ("", *_both(a, b, "descriptions.sha256")):
-        counts = _both(a, b, "descriptions.count")
-        lines.append(f"corpus: other texts ({counts[0]} in A, {counts[1]} in B)")
+        one, other = (_shown(count) for count in _both(a, b, "descriptions.count"))
+        lines.append(f"corpus: other texts ({one} in A, {other} in B)")
     return lines + _differ("removed, of tested videos", *_both(a, b, "descriptions.removed"))
 
 
 def _weights(a: Run, b: Run) -> list[str]:
     lines = []
     for tower in ("video", "text"):
-        one, other = (_get(run, f"weights.{tower}") or {} for run in (a, b))
+        one, other = (_mapping(run, f"weights.{tower}") for run in (a, b))
         if one.get("sha256") == other.get("sha256") and (one.get("sha256") or one == other):
             continue
         lines.append(f"{tower} tower: {_checkpoint(one)} in A, {_checkpoint(other)} in B")
@@ -262,15 +270,15 @@ def _commit(git: Any) -> str:
 
 def _numbers(a: Run, b: Run) -> dict[str, Any]:
     """Top-1 of two runs and their difference; with an interval if the tested videos are the same."""
-    tops = [_get(run, "numbers.top1") for run in (a, b)]
-    if not all(isinstance(top, int | float) for top in tops):
+    top_a, top_b = (_number(_get(run, "numbers.top1")) for run in (a, b))
+    if top_a is None or top_b is None:
         raise UserError(f"{a.name} or {b.name}: has no top-1; evaluate the run again")
     return {
-        "a": tops[0],
-        "b": tops[1],
+        "a": top_a,
+        "b": top_b,
         "a_interval": _interval(a),
         "b_interval": _interval(b),
-        "difference": tops[1] - tops[0],
+        "difference": top_b - top_a,
         "difference_interval": _paired(a, b),
         "candidates": [len(_names(run, "unseen")) for run in (a, b)],
     }
@@ -278,8 +286,14 @@ def _numbers(a: Run, b: Run) -> dict[str, Any]:
 
 def _interval(run: Run) -> list[float] | None:
     found = _get(run, "bootstrap.top1")
-    is_pair = isinstance(found, list) and len(found) == 2
-    return found if is_pair and all(isinstance(x, int | float) for x in found) else None
+    ends = [_number(x) for x in found] if isinstance(found, list) else []
+    return [x for x in ends if x is not None] if len(ends) == 2 and None not in ends else None
+
+
+def _number(value: Any) -> float | None:
+    """A number from 0 to 1, as accuracies are; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= 1 else None
 
 
 def _paired(a: Run, b: Run) -> list[float] | None:

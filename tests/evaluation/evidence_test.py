@@ -243,6 +243,42 @@ def test_damaged_evidence_is_an_error_of_one_line(base, tmp_path, change, messag
     assert "\n" not in str(caught.value)
 
 
+def paths_of(tree: dict, depth: int = 4) -> list[tuple[str, ...]]:
+    """The paths of all values in nested dicts, down to a depth."""
+    below = [
+        (key, *path)
+        for key, value in tree.items()
+        if isinstance(value, dict) and depth > 1
+        for path in paths_of(value, depth - 1)
+    ]
+    return [(key,) for key in tree] + below
+
+
+def test_any_value_of_a_wrong_type_gives_a_comparison_or_an_error_of_one_line(base, tmp_path):
+    stored = json.loads((base / "evidence.json").read_text())
+    whole = compare.Run("whole", stored, None)
+    path = tmp_path / "evidence.json"
+    accepted, refused = 0, 0
+    for place in paths_of(stored):
+        for value in (None, 10**400, float("nan"), "x\x1b[31m\n", [{}], {"a": []}):
+            damaged = json.loads(json.dumps(stored))
+            parent = damaged
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            path.write_text(json.dumps(damaged))
+            try:
+                result = compare.compare([whole], compare.open_runs(path))
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error)
+            else:
+                accepted += 1
+                json.dumps(result, allow_nan=False)
+                assert "\x1b" not in compare.report(result, ("a", "b"))
+    assert accepted > 500 and refused > 50
+
+
 def test_evidence_says_what_was_evaluated(evaluated, model):
     task = model[0]
     found = json.loads((evaluated / "evidence.json").read_text())
