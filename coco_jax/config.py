@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text.tokenizer_style": ("own", "clip", "bert", "siglip", "siglip2", "videoprism"),
     "text.definitions": ("never", "with_descriptions", "always"),
     "video_tower.kind": ("video", "i3d", "features"),
+    "video_tower.extractor": ("", "i3d"),
     "video_tower.trainable": TRAINABLE,
     "video_tower.temporal": ("blocks", "mean", "transformer", "divided", "shift", "tokens"),
     "video_tower.pool": ("cls", "map", "wide_map", "mean"),
@@ -231,6 +232,9 @@ def default() -> ConfigDict:
     # frames, size, mean and std are settings | features: a tower over stored features
     c.video_tower.kind = "video"
     c.video_tower.feature_dim = 2048  # width of stored features
+    # Kind "features": the network that made them, which prediction runs on videos. "i3d": those that
+    # `coco-jax features` writes; "": another one, so the model names actions of stored features only.
+    c.video_tower.extractor = ""
     c.video_tower.linear = False  # kind "features": without the hidden layer; `width` is not used
     c.video_tower.frames = 8
     c.video_tower.size = 224  # pixels per side

@@ -489,12 +489,15 @@ class PretrainedRecognizer(VideoRanker):
 
         return rows
 
-    def features(self, path: Path) -> Float[np.ndarray, " F"]:
+    def features(self, path: Path | bytes) -> Float[np.ndarray, " F"]:
         """The mean of I3D's features over the windows of a video.
 
         Raises:
           VideoError: the file cannot be decoded.
         """
         clips = self.clip_reader(self.clips_of(path)).read_views(path)
-        x_XF = [np.asarray(self._embed(self._params, clip[None]))[0] for clip in clips]
-        return np.mean(x_XF, 0)
+        return np.mean([np.asarray(self.clip_features(clip[None]))[0] for clip in clips], 0)
+
+    def clip_features(self, clips_BTHWC: ArrayLike) -> Float[jax.Array, "B F"]:
+        """I3D's features of uint8 clips `B T H W 3`; a JAX function."""
+        return self._embed(self._params, clips_BTHWC)

@@ -147,7 +147,7 @@ class VideoRanker(abc.ABC):
         """Candidates as a table for rows; None if the raw scores are not linear in the rows."""
         return None
 
-    def features(self, path: Path) -> Float[np.ndarray, " F"]:
+    def features(self, path: Path | bytes) -> Float[np.ndarray, " F"]:
         """The features of a video to train on; by default its vector.
 
         Raises:

@@ -81,7 +81,8 @@ class Recognizer(VideoRanker):
             hint = f"runs below it: {', '.join(runs[:6])}" if runs else "train one first"
             raise UserError(f"{folder}: not a run (it has no config.json); {hint}")
         config = load_stored(read_json(stored), str(stored))
-        program = make_predictor(config, folder)
+        cls.check_kind(config, folder)
+        program = make_predictor(config)
         tokenizer = _tokenizer(folder / "tokenizer.model", config)
         _, params = restore_params(evaluated_checkpoints(folder, config), program)
         if config.eval.interpolate:  # the model that was evaluated
@@ -109,10 +110,21 @@ class Recognizer(VideoRanker):
         )
         config = load_stored(stored, str(where))
         tokenizer = _tokenizer(folders.tokenizer_path(folder), config)
-        program = make_predictor(config, folder)
+        cls.check_kind(config, folder)
+        program = make_predictor(config)
         params = params_of(folders.read_arrays(folder, shapes_of(program)), program)
         numbers = _numbers(settings.get("numbers"))
         return cls(config, tokenizer, program, params, trained_on, captions, numbers)
+
+    @classmethod
+    def check_kind(cls, config: ConfigDict, folder: Path) -> None:
+        """Checks that this class can run a model.
+
+        Raises:
+          UserError: the model does not read videos.
+        """
+        if config.video_tower.kind == "features":
+            raise UserError(f"{folder}: this model was trained on stored features, not on videos")
 
     def save(self, folder: Path, descriptions: Mapping[str, Sequence[str]] | None = None) -> None:
         """Writes a folder that `coco_jax.load` reads, to pass on; docs/predict.md lists its files.
@@ -279,14 +291,8 @@ class Recognizer(VideoRanker):
         return float(np.clip(np.exp(self.params["log_tau"]), model.tau_min, model.tau_max))
 
 
-def make_predictor(config: ConfigDict, folder: Path) -> Program:
-    """The functions of a model on one device; changes `config` to what prediction needs.
-
-    Raises:
-      UserError: the model does not read videos.
-    """
-    if config.video_tower.kind == "features":
-        raise UserError(f"{folder}: this model was trained on stored features, not on videos")
+def make_predictor(config: ConfigDict) -> Program:
+    """The functions of a model on one device; changes `config` to what prediction needs."""
     # A stranger's regular expressions are not needed: there is one device and no training.
     config.mesh.update(data=1, fsdp=1, tensor=1, rules=())
     config.data.batch, config.data.cache = config.optimizer.microbatches, False

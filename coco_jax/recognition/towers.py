@@ -62,7 +62,7 @@ def load_towers(where: str | None, name: str | None = None) -> Recognizer:
     """
     config = _config(where, name)
     where, text = config.video_tower.weights, config.text
-    program = make_predictor(config, where)
+    program = make_predictor(config)
     try:
         tokenizer = published_tokenizer(
             text.tokenizer, text.tokenizer_style, text.length, text.vocabulary
