@@ -33,7 +33,8 @@ STEPS, EVERY = 60, 1
 MINUTE = 60  # seconds
 # All that a finished run leaves in its workdir.
 FILES = re.compile(
-    r"results\.json|plots/\w+\.png|\S+/seed0/(config\.json|tokenizer\.model|parameters\.txt|result\.json"
+    r"results\.json|evidence\.json|plots/\w+\.png|\S+/seed0/(config\.json|tokenizer\.model"
+    r"|parameters\.txt|result\.json|evidence\.json|details\.json|predictions\.csv"
     r"|events\.out\.tfevents\.[\w.-]+|checkpoints/\d+/\S+)"
 )
 
