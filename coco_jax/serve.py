@@ -30,7 +30,7 @@ def define_flags() -> None:
     flags.DEFINE_string("towers", None, "Published towers as they are: a preset such as clip_b32.")
     flags.DEFINE_integer("max_megabytes", 200, "Size of an upload.", 1)
     flags.DEFINE_float("max_seconds", 120.0, "Length of a video.", 1.0)
-    flags.DEFINE_float("timeout", 120.0, "Seconds for an upload, and for an answer.", 1.0)
+    flags.DEFINE_float("timeout", 300.0, "Seconds for an upload, and for an answer.", 1.0)
     flags.DEFINE_integer("queue", 64, "Videos that are answered or wait at the same time.", 1)
     flags.DEFINE_bool("page", True, "Serve the page; otherwise the JSON endpoint alone.")
 

@@ -28,7 +28,7 @@ class Limits:
 
     size: int = 200 << 20  # bytes of an upload
     duration: float = 120.0  # seconds of a video
-    seconds: float = 120.0  # for an upload, and for an answer
+    seconds: float = 300.0  # for an upload, and for an answer
     actions: int = 2_000
     places: int = 64  # videos that are answered or wait for it, and uploads at the same time
     disk: int = 4 << 30  # bytes of uploads without an answer, above which no more are accepted
