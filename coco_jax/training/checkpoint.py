@@ -29,7 +29,10 @@ T = TypeVar("T")
 
 # Errors that orbax raises for damaged files. Those of TensorStore and json are ValueErrors; metadata
 # that is not an object causes an AttributeError, deeply nested JSON a RecursionError.
-UNREADABLE = (ValueError, LookupError, OSError, AttributeError, RecursionError)
+# NotImplementedError: of a kind of sharding that orbax does not know.
+UNREADABLE = (
+    ValueError, LookupError, OSError, AttributeError, RecursionError, NotImplementedError,
+)  # fmt: skip
 
 META = {"next_batch", "config", "coco_jax", "jax"}  # metadata of the checkpoints of every version
 
