@@ -19,6 +19,6 @@ def untrained():
     model = train_tokenizer([f"{word} by a person" for word in words] * 3, 40)
     tokenizer = Tokenizer(model, config.text.length)
     config.text.trained_vocabulary = tokenizer.size
-    program = make_predictor(config, "here")
+    program = make_predictor(config)
     params = program.init(jax.random.key(0)).params
     return Recognizer(config, tokenizer, program, params, config.data.name)
