@@ -29,9 +29,10 @@ T = TypeVar("T")
 
 # Errors that orbax raises for damaged files. Those of TensorStore and json are ValueErrors; metadata
 # that is not an object causes an AttributeError, deeply nested JSON a RecursionError.
-# NotImplementedError: of a kind of sharding that orbax does not know.
+# A sharding with an unknown name causes a NotImplementedError, a damaged path an AssertionError.
 UNREADABLE = (
     ValueError, LookupError, OSError, AttributeError, RecursionError, NotImplementedError,
+    AssertionError,
 )  # fmt: skip
 
 META = {"next_batch", "config", "coco_jax", "jax"}  # metadata of the checkpoints of every version

@@ -121,10 +121,14 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_restored(two, tmp_p
     assert next_batch == 20 and same(numbers(again), saved[2])
 
 
-def flip_a_bit(folder: pathlib.Path, seed: int) -> None:
-    """Inverts one bit of one file; every bit is equally likely."""
+# Files in JSON that orbax writes; most bits of a checkpoint are in others.
+METADATA = ("_METADATA", "_sharding", "_CHECKPOINT_METADATA", "metadata", "process_0")
+
+
+def flip_a_bit(folder: pathlib.Path, seed: int, names: tuple[str, ...] = ()) -> None:
+    """Inverts one bit of one file, or of one file with these names; every bit is equally likely."""
     chance = random.Random(seed)
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and (not names or p.name in names))
     file = chance.choices(files, [p.stat().st_size for p in files])[0]
     data = bytearray(file.read_bytes())
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -157,6 +161,60 @@ def test_a_flipped_bit_never_gives_other_values(two, tmp_path, seed):
     else:
         step = int(state.step)
         assert next_batch == 10 * step and same(numbers(state), saved[step])
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.faults) for n in range(2, 300))]
+)
+def test_a_flipped_bit_of_the_metadata_never_gives_other_values(two, tmp_path, seed):
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    flip_a_bit(tmp_path / "2", seed, METADATA)
+    try:
+        step, params = restore_params(tmp_path, program)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert step == 2 and same(numbers(params), params_of(program, saved[2]))
+    try:
+        state, next_batch = restored(program, tmp_path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        step = int(state.step)
+        assert next_batch == 10 * step and same(numbers(state), saved[step])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('{"key": "params"', '{"key": "qarams"'),
+        (
+            '{"key": "opt_state", "key_type": 2}, {"key": "1"',
+            '{"key": "opt_stat", "key_type": 2}, {"key": "1"',
+        ),
+    ],
+)
+def test_damaged_path_of_an_array_is_a_damaged_checkpoint(two, tmp_path, before, after):
+    """Orbax raises an AssertionError if a list of such paths has a gap."""
+    _, program, folder, _ = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "2/state/_METADATA"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(UserError, match=r"the checkpoint is damaged|of another model"):
+        restore_params(tmp_path, program)
+
+
+def test_unknown_kind_of_sharding_does_not_matter(two, tmp_path):
+    """The arrays get the sharding of the program."""
+    _, program, folder, saved = two
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "2/state/_sharding"
+    path.write_text(path.read_text().replace("NamedSharding", "Namedsharding"))
+    step, params = restore_params(tmp_path, program)
+    assert step == 2 and same(numbers(params), params_of(program, saved[2]))
 
 
 def test_array_that_orbax_does_not_restore_is_a_damaged_checkpoint(two, tmp_path):
