@@ -8,7 +8,7 @@ import sys
 import pytest
 from absl import flags
 
-from coco_jax import main
+from coco_jax import command, main
 from coco_jax.command import packaged_configs, writable_folder
 from coco_jax.errors import UserError
 from tests.helpers import runs
