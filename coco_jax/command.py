@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -193,11 +194,15 @@ def quiet() -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         # TensorFlow only reads and writes files here; without oneDNN it prints no banner about it.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-        # The traceback of a background thread; the error itself is raised in the main thread.
-        logging.get_absl_logger().addFilter(
-            lambda record: "_SignalingThread.run() raised" not in record.getMessage()
-        )
+        # Tracebacks that orbax logs; the errors themselves are also raised in the main thread.
+        logging.get_absl_logger().addFilter(lambda record: not _is_raised_too(record))
         sys.unraisablehook = _unraisable
+
+
+def _is_raised_too(record: std_logging.LogRecord) -> bool:
+    """Whether a message of orbax is about an exception, with or without its traceback."""
+    is_error = bool(record.exc_info) or "_SignalingThread.run() raised" in record.getMessage()
+    return is_error and "orbax" in pathlib.Path(record.pathname).parts
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:

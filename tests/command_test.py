@@ -1,5 +1,6 @@
 """Code that all commands share: finding config files, one-line errors, output folders."""
 
+import logging as std_logging
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 from absl import flags
 
-from coco_jax import main
+from coco_jax import command, main
 from coco_jax.command import packaged_configs, writable_folder
 from coco_jax.errors import UserError
 from tests.helpers import runs
@@ -154,3 +155,18 @@ def test_unfinished_reads_of_a_damaged_checkpoint_print_no_traceback():
         "Fails('another error')",
     )
     assert done.stderr.count("Traceback") == 1 and "RuntimeError: another error" in done.stderr
+
+
+def test_only_tracebacks_of_orbax_are_hidden():
+    """Orbax logs errors of its threads, and raises them in the main thread too."""
+
+    def hidden(path: str, message: str, error: BaseException | None = None) -> bool:
+        exc_info = (type(error), error, None) if error else None
+        record = std_logging.LogRecord("absl", std_logging.ERROR, path, 1, message, (), exc_info)
+        return command._is_raised_too(record)
+
+    error = ValueError("no space")
+    assert hidden("/lib/orbax/checkpoint/a.py", "Failed to run 4 operations", error)
+    assert hidden("/lib/orbax/futures.py", "_SignalingThread.run() raised an exception: ...")
+    assert not hidden("/lib/orbax/checkpoint/a.py", "a warning")
+    assert not hidden("/lib/jax/a.py", "Failed to run 4 operations", error)

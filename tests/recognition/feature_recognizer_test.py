@@ -1,7 +1,10 @@
 """The way of docs/own_data.md, with small videos: features, a trained model, a report, predictions."""
 
+import ast
 import csv
 import json
+import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,7 @@ from coco_jax.evaluation.results import summarise, write_json
 from coco_jax.recognition import features, index
 from coco_jax.recognition.feature_recognizer import FeatureRecognizer
 from conftest import tiny_config
+from tests.helpers import runs
 from tests.helpers.rankers import COLOURS, ColourRanker, coloured
 from tfds_builders.build import build
 
@@ -98,6 +102,54 @@ def test_predictions_of_videos_are_those_of_the_evaluation(workplace, recognizer
     clip = recognizer.clip_reader(1).read(path)
     together = np.asarray(recognizer.clip_function()(clip[None]))
     np.testing.assert_allclose(together, recognizer.embed_clips(clip[None]), atol=1e-5)
+
+
+def execute(name: str, names: dict[str, object]) -> dict[str, object]:
+    """Runs the cells of a notebook; `names` replace what its cell of parameters defines."""
+    cells = json.loads((runs.ROOT / "examples" / name).read_text())["cells"]
+    found: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        if "parameters" in cell["metadata"].get("tags", ()):
+            ast.parse("".join(cell["source"]))
+            found |= names
+        else:
+            exec(compile("".join(cell["source"]), name, "exec"), found)
+    return found
+
+
+def test_notebook_read_a_run(workplace, capsys):
+    folder = workplace / "runs/label+desc/split1/seed0"
+    execute("read_a_run.ipynb", {"json": json, "pathlib": pathlib, "folder": folder})
+    printed = capsys.readouterr().out
+    assert "top-1" in printed and all(name in printed for name in UNSEEN) and "step   20" in printed
+
+
+def test_notebook_name_actions(workplace, capsys, monkeypatch):
+    """With a recogniser of colours."""
+    monkeypatch.setattr(coco_jax, "load", Source)
+    videos = sorted((workplace / "videos").rglob("*.mp4"))[:3]
+    names = {"coco_jax": coco_jax, "videos": videos, "actions": list(COLOURS)}
+    execute("name_actions.ipynb", names)
+    printed = capsys.readouterr().out
+    assert all(str(video) in printed for video in videos) and "none of these" not in printed
+    assert f"{videos[0]} -> {videos[0].parent.name.split()[1]}" in printed
+
+
+def test_notebook_own_data(workplace, tmp_path, capsys, monkeypatch):
+    """The notebook trains the model of the other tests again."""
+    shutil.copytree(workplace / "videos", tmp_path / "videos")
+    shutil.copytree(workplace / "own/texts", tmp_path / "own/texts")
+    shutil.copy(workplace / "own/unseen.txt", tmp_path / "own/unseen.txt")
+    config = own_config(workplace, "i3d")
+    monkeypatch.setattr(FeatureRecognizer, "source", Source())
+    names = {"coco_jax": coco_jax, "folder": tmp_path, "source": Source(), "config": config}
+    found = execute("own_data.ipynb", names)
+    before = json.loads((workplace / "runs/label+desc/split1/seed0/result.json").read_text())
+    assert found["result"]["top1"] == before["top1"]
+    assert isinstance(found["recognizer"], FeatureRecognizer)
+    assert any(name in capsys.readouterr().out for name in UNSEEN)
 
 
 def test_report_is_written(workplace, parse):
