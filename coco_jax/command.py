@@ -195,14 +195,18 @@ def quiet() -> None:
         # TensorFlow only reads and writes files here; without oneDNN it prints no banner about it.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # Tracebacks that orbax logs; the errors themselves are also raised in the main thread.
-        logging.get_absl_logger().addFilter(lambda record: not _is_raised_too(record))
+        for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
+            logger.addFilter(lambda record: not _is_raised_too(record))
         sys.unraisablehook = _unraisable
 
 
 def _is_raised_too(record: std_logging.LogRecord) -> bool:
-    """Whether a message of orbax is about an exception, with or without its traceback."""
+    """Whether a message of orbax, or of a task of it, is about an exception."""
+    files = [record.pathname]
+    if record.name == "asyncio" and record.exc_info and record.exc_info[2]:
+        files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
     is_error = bool(record.exc_info) or "_SignalingThread.run() raised" in record.getMessage()
-    return is_error and "orbax" in pathlib.Path(record.pathname).parts
+    return is_error and any("orbax" in pathlib.Path(file).parts for file in files)
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:
