@@ -1,11 +1,14 @@
-"""Reads files that other people or programs made: regular files only, of a bounded size."""
+"""Reads regular files of a bounded size, which others may have made; writes files whole."""
 
+import contextlib
 import errno
+import glob
 import io
 import json
 import os
 import pathlib
 import re
+import secrets
 import stat
 import struct
 from typing import IO, Any
@@ -134,6 +137,22 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def store(path: pathlib.Path, content: bytes) -> None:
+    """Stores a file that saves later runs work, unless it cannot be written, e.g. in a read-only folder.
+
+    Several processes may do so at the same time, if all have the same content.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+    with contextlib.suppress(OSError):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:  # also removes those of processes that were killed
+            for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+                left.unlink(missing_ok=True)
 
 
 def _not_regular(path: str | os.PathLike[str]) -> OSError:

@@ -1,6 +1,8 @@
 """Reading only regular files: a FIFO would block, and a device would never end."""
 
+import errno
 import os
+import pathlib
 
 import pytest
 
@@ -38,3 +40,23 @@ def test_file_above_the_limit_is_an_error_and_is_not_read_whole(tmp_path):
         file.truncate(1 << 40)  # without blocks on the disk
     with pytest.raises(OSError, match=r"larger than 1,000 bytes: '.*/large'"):
         files.read_text(tmp_path / "large", limit=1_000)
+
+
+@pytest.mark.parametrize("fails", ["write_bytes", "replace"])
+def test_file_that_cannot_be_stored_leaves_nothing(tmp_path, monkeypatch, fails):
+    path = tmp_path / "new" / "a[1].model"
+
+    def full(self, *args):
+        if fails == "write_bytes":
+            self.touch()  # the disk is full after the first block
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((pathlib.Path, fails) if fails == "write_bytes" else (os, fails)), full)
+        files.store(path, b"12")
+    assert list(path.parent.iterdir()) == []
+    (path.parent / "a[1].model.0123.partial").touch()  # of a process that was killed
+    (path.parent / "b.model.0123.partial").touch()
+    files.store(path, b"12")
+    assert path.read_bytes() == b"12"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a[1].model", "b.model.0123.partial"]

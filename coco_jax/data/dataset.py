@@ -13,11 +13,10 @@ All builders in tfds_builders/ write the same format:
   With `random_splits = {"seen": n, "validation": m}`, each number is a class split too (`random_split`).
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
-import os
+import io
 import pathlib
 import re
 import sys
@@ -32,6 +31,7 @@ from ml_collections import ConfigDict
 from coco_jax.data import action_names
 from coco_jax.data.requirements import REQUIREMENTS, requirement
 from coco_jax.errors import UserError
+from coco_jax.files import store
 
 TFDS_SPLITS = ("train", "test", "rest")
 _FILE_SUFFIX = re.compile(r"\.(mp4|mkv|webm|avi|mov|mpe?g|flv|gif|jpe?g)$", re.IGNORECASE)
@@ -241,12 +241,9 @@ def write_index(builder: Any) -> dict[str, np.ndarray]:
     index = {"labels": np.array(labels, np.int32), "video_ids": np.array(ids, np.str_)}
     if official:
         index["official"] = np.array(official, bool)
-    path = pathlib.Path(builder.data_dir) / INDEX
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with contextlib.suppress(OSError):  # a shared folder may be read-only
-        with partial.open("wb") as stream:
-            np.savez(stream, **index)  # type: ignore[arg-type]
-        partial.replace(path)
+    content = io.BytesIO()
+    np.savez(content, **index)  # type: ignore[arg-type]
+    store(pathlib.Path(builder.data_dir) / INDEX, content.getvalue())
     return index
 
 

@@ -1,9 +1,7 @@
 """Tokenizers: a sentencepiece model trained on the corpus, or that of a published tower."""
 
-import contextlib
 import hashlib
 import io
-import os
 import pathlib
 import re
 import string
@@ -15,7 +13,7 @@ import sentencepiece
 from jaxtyping import Int
 
 from coco_jax.errors import UserError
-from coco_jax.files import read_bytes
+from coco_jax.files import read_bytes, store
 from coco_jax.weights.files import locate
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
@@ -97,11 +95,7 @@ def cached_tokenizer(texts: Sequence[str], vocabulary: int, length: int, folder:
         raise UserError(
             f"config.text.vocabulary: {vocabulary} pieces do not fit these texts ({reason})"
         ) from error
-    with contextlib.suppress(OSError):  # a shared data folder may be read-only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(model)
-        partial.replace(path)  # atomic, as another process may write the same file
+    store(path, model)
     return Tokenizer(model, length)
 
 
