@@ -6,12 +6,9 @@ library is native code that reads sizes from the file. If it crashes or needs to
 child process ends.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from coco_jax.files import open_regular
+from tfds_builders.common import child
 
 VIDEO, LABEL = "video", "label"
 MAX_VIDEO = 256 << 20  # bytes of one video
@@ -27,10 +25,8 @@ MAX_TOTAL, MAX_RATIO = 8 << 30, 20
 MAX_ROWS = 2_000_000
 MAX_CLASSES = 100_000
 MAX_PATH = 1000  # characters
-CPU_SECONDS = 10  # that the child may take for one row
 CHILD_MEMORY = 6 << 30  # bytes of the address space of the child
 _METADATA = 64 << 20  # bytes of the footer
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A message of the child: its kind, a label, and the sizes of a text and of a video, which follow.
 _MESSAGE = struct.Struct("<cqQQ")
 _NAMES, _LABELS, _ROW, _NO_VIDEO, _ERROR, _END = b"N", b"L", b"R", b"B", b"E", b"."
@@ -97,39 +93,26 @@ def rows(path: pathlib.Path) -> Iterator[Row]:
 def _messages(path: pathlib.Path, mode: str) -> Iterator[tuple[bytes, int, str, bytes]]:
     """The messages of a child process that reads the file."""
     open_regular(path).close()
-    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tfds_builders.mveb.parquet",
-            os.fspath(path),
-            mode,
-            str(CPU_SECONDS),
-            str(MAX_TOTAL),
-        ],
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    process = child.start(
+        "tfds_builders.mveb.parquet",
+        os.fspath(path),
+        mode,
+        str(child.CPU_SECONDS),
+        str(MAX_TOTAL),
     )
-    assert child.stdout
+    assert process.stdout
     try:
-        while (message := _receive(child, child.stdout)) is not None:
+        while (message := _receive(process, process.stdout)) is not None:
             yield message
     finally:
-        child.stdout.close()
-        child.kill()
-        child.wait()
+        child.stop(process)
 
 
-def _receive(child: subprocess.Popen, stream: IO[bytes]) -> tuple[bytes, int, str, bytes] | None:
+def _receive(process: subprocess.Popen, stream: IO[bytes]) -> tuple[bytes, int, str, bytes] | None:
     """The next message; None at the end."""
     head = stream.read(_MESSAGE.size)
     if len(head) < _MESSAGE.size:
-        if -child.wait() == signal.SIGPROF:
-            raise ValueError(f"the Parquet library reads a row for more than {CPU_SECONDS} s")
-        raise ValueError("the Parquet library crashes on it: it is damaged")
+        child.raise_reason(process, "Parquet", "a row")
     kind, label, size, length = _MESSAGE.unpack(head)
     text = stream.read(size).decode()
     if kind == _ERROR:
@@ -141,8 +124,7 @@ def _send(kind: bytes, label: int = 0, text: str = "", data: bytes = b"") -> Non
     encoded, out = text.encode(errors="replace"), sys.stdout.buffer
     out.write(_MESSAGE.pack(kind, label, len(encoded), len(data)) + encoded)
     out.write(data)
-    # CPU time: a slow disk, or a computer that sleeps, does not count. The signal ends the process.
-    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))
+    child.limit_time(float(sys.argv[3]))
 
 
 def main() -> None:
@@ -151,15 +133,8 @@ def main() -> None:
     from pyarrow import parquet as pq
 
     path, mode = sys.argv[1:3]
-    with contextlib.suppress(
-        ValueError
-    ):  # a lower limit is set, or the system does not have this one
-        resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A profiler in the parent process may ignore or block the signal, and a child inherits that.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))
+    child.limit_memory(CHILD_MEMORY)
+    child.limit_time(float(sys.argv[3]))
     pa.set_memory_pool(pa.system_memory_pool())
     pa.set_cpu_count(1)
     try:

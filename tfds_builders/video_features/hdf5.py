@@ -9,8 +9,6 @@ import contextlib
 import math
 import os
 import pathlib
-import resource
-import signal
 import struct
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import numpy as np
 
 from coco_jax.arrays import MAX_BYTES, NUMBERS
 from coco_jax.files import open_regular
+from tfds_builders.common import child
 from tfds_builders.video_features.vectors import vector
 
 MAX_BLOCK = (
@@ -28,9 +27,7 @@ MAX_BLOCK = (
 )  # bytes of a chunk, which HDF5 decompresses at once, and of what is read at once
 MAX_RATIO = 50  # an array of more than `MAX_BYTES` has at most so many times the bytes of its file
 MAX_ID = 1000  # bytes of an id
-CPU_SECONDS = 10  # that the child may take for one block
 CHILD_MEMORY = 2 << 30  # bytes of the address space of the child
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A message of the child: its kind, then the number of bytes of the ids, and the rows and columns of a
 # float32 matrix. These follow.
 _MESSAGE = struct.Struct("<cQQQ")
@@ -50,53 +47,38 @@ def read(path: pathlib.Path, wanted: Collection[str]) -> Iterator[tuple[str, np.
         numbers.
     """
     open_regular(path).close()
-    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tfds_builders.video_features.hdf5",
-            os.fspath(path),
-            str(CPU_SECONDS),
-        ],
-        env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+    process = child.start(
+        "tfds_builders.video_features.hdf5",
+        os.fspath(path),
+        str(child.CPU_SECONDS),
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
     )
-    assert child.stdin and child.stdout
+    assert process.stdin
     try:
-        with (
-            contextlib.suppress(BrokenPipeError),
-            child.stdin,
-        ):  # if it has ended, `_receive` says so
-            child.stdin.write("\0".join(wanted).encode())
-        while (message := _receive(child)) is not None:
+        # If the child has ended, `_receive` says so.
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write("\0".join(wanted).encode())
+        while (message := _receive(process)) is not None:
             ids, features = message
             yield from zip(ids, features, strict=True)
     finally:
-        child.stdout.close()
-        child.kill()
-        child.wait()
+        child.stop(process)
 
 
-def _receive(child: subprocess.Popen) -> tuple[list[str], np.ndarray] | None:
+def _receive(process: subprocess.Popen) -> tuple[list[str], np.ndarray] | None:
     """The next ids and features; None at the end."""
-    assert child.stdout
-    head = child.stdout.read(_MESSAGE.size)
+    assert process.stdout
+    head = process.stdout.read(_MESSAGE.size)
     if len(head) < _MESSAGE.size:
-        ended = -child.wait()
-        if ended == signal.SIGPROF:
-            raise ValueError(f"the HDF5 library reads a part of it for more than {CPU_SECONDS} s")
-        raise ValueError("the HDF5 library crashes on it: it is damaged")
+        child.raise_reason(process, "HDF5", "a part of it")
     kind, size, rows, columns = _MESSAGE.unpack(head)
-    text = child.stdout.read(size).decode()
+    text = process.stdout.read(size).decode()
     if kind == _ERROR:
         raise ValueError(text)
     if kind == _END:
         return None
     shape = (rows,) if kind == _SCALAR else (rows, columns)
-    values = np.frombuffer(child.stdout.read(4 * math.prod(shape)), np.float32)
+    values = np.frombuffer(process.stdout.read(4 * math.prod(shape)), np.float32)
     return text.split("\0") if rows else [], values.reshape(shape)
 
 
@@ -107,32 +89,20 @@ def _send(stream: IO[bytes], kind: bytes, text: str, values: np.ndarray | None =
         stream.write(values.tobytes())
 
 
-def _limit_time() -> None:
-    # CPU time: a slow disk, or a computer that sleeps, does not count. The signal ends the process.
-    signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))
-
-
 def main() -> None:
     """The child: reads the ids from stdin, and writes messages to stdout."""
     import h5py
 
     out, wanted = sys.stdout.buffer, set(sys.stdin.buffer.read().decode().split("\0"))
-    with contextlib.suppress(
-        ValueError
-    ):  # a lower limit is set, or the system does not have this one
-        resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A profiler in the parent process may ignore or block the signal, and a child inherits that.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    _limit_time()
+    child.limit_memory(CHILD_MEMORY)
+    child.limit_time(float(sys.argv[2]))
     try:
         path = sys.argv[1]
         with h5py.File(path, "r") as file:
             for ids, features in wanted_features(File(file, os.stat(path).st_size), wanted):
                 kind = _SCALAR if features.ndim == 1 else _VECTORS
                 _send(out, kind, "\0".join(ids), features)
-                _limit_time()
+                child.limit_time(float(sys.argv[2]))
         _send(out, _END, "")
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
         _send(out, _ERROR, " ".join(str(error).split())[:500] or "not enough memory")

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tfds_builders.common import child
 from tfds_builders.video_features import hdf5
 
 
@@ -205,11 +206,11 @@ def test_file_on_which_the_library_crashes_or_hangs_is_an_error(path, monkeypatc
 
     The child starts with SIGPROF ignored, as it does if a library in the parent ignores the signal.
     """
-    monkeypatch.setattr(hdf5, "CPU_SECONDS", 1)
+    monkeypatch.setattr(child, "CPU_SECONDS", 1)
     popen = functools.partial(
         subprocess.Popen, preexec_fn=lambda: signal.signal(signal.SIGPROF, signal.SIG_IGN)
     )
-    monkeypatch.setattr(hdf5.subprocess, "Popen", popen)
+    monkeypatch.setattr(child.subprocess, "Popen", popen)
     stored = pathlib.Path(__file__).with_name(f"{name}.h5.gz")
     path.write_bytes(gzip.decompress(stored.read_bytes()))
     with pytest.raises(ValueError, match=r"crashes on it|for more than 1 s"):
