@@ -49,6 +49,18 @@ def run_command(
         sys.exit(130)
 
 
+def keep_compiled(workdir: pathlib.Path) -> None:
+    """Keeps compiled code below a workdir, unless $JAX_COMPILATION_CACHE_DIR names another place.
+
+    The runs of a sweep differ little and share most of the compiled code.
+    """
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def writable_folder(folder: pathlib.Path, flag: str) -> None:
     """Makes a folder and checks that files can be written there.
 

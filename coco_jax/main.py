@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from coco_jax import files
-from coco_jax.command import run_command, writable_folder
+from coco_jax.command import keep_compiled, run_command, writable_folder
 from coco_jax.config import FREE, changes
 from coco_jax.errors import UserError, reported
 
@@ -91,10 +91,7 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     values = flags.FLAGS
     profile_steps = parse_steps(values.profile_steps)
     preemption = Preemption().install()
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # The runs of a sweep differ little and share most of the compiled code.
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    keep_compiled(workdir)
     runs = [
         run(run_config, workdir, values.mode, values.allow_config_change, profile_steps, preemption)
         for run_config in run_configs(config)

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from coco_jax.command import run_command, writable_folder
+from coco_jax.command import keep_compiled, run_command, writable_folder
 from coco_jax.errors import UserError
 
 PROGRAM = "coco_jax.sweep"
@@ -39,8 +39,6 @@ def define_flags() -> None:
 def command(argv: list[str]) -> None:
     """Runs the search, then prints the best trial and the command that trains it."""
     del argv
-    import jax
-
     from coco_jax.evaluation import search as searches
     from coco_jax.training.preemption import Preemption
 
@@ -60,9 +58,7 @@ def command(argv: list[str]) -> None:
     workdir = pathlib.Path(values.workdir or f"runs/{name}-search")
     writable_folder(workdir, "--workdir")
     preemption = Preemption().install()
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    keep_compiled(workdir)
     with searches.opened(config, space, workdir, values.search_seed) as search:
         for trial in search.trials:
             print(f"{line(trial)}  (done before)")
