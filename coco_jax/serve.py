@@ -11,9 +11,9 @@ import sys
 
 from absl import flags
 
-import coco_jax
 from coco_jax.command import run_command
 from coco_jax.errors import UserError
+from coco_jax.recognition import model_flags
 
 LOCAL = "127.0.0.1"
 
@@ -22,12 +22,7 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("host", LOCAL, "The address to listen on; others may then use the server.")
     flags.DEFINE_integer("port", 7860, "The port; 0 takes a free one.", 0, 65535)
-    flags.DEFINE_string(
-        "model",
-        None,
-        "The folder of a model that was saved, or of a run; by default the pretrained model.",
-    )
-    flags.DEFINE_string("towers", None, "Published towers as they are: a preset such as clip_b32.")
+    model_flags.define_flags()
     flags.DEFINE_integer("max_megabytes", 200, "Size of an upload.", 1)
     flags.DEFINE_float("max_seconds", 120.0, "Length of a video.", 1.0)
     flags.DEFINE_float("timeout", 300.0, "Seconds for an upload, and for an answer.", 1.0)
@@ -45,6 +40,7 @@ def command(argv: list[str]) -> None:
     from coco_jax.serving.limits import LOCAL_NAMES
 
     values = flags.FLAGS
+    load = model_flags.loader(values)
     listener = _listen(values.host, values.port)
     limits = Limits(
         size=values.max_megabytes << 20,
@@ -53,7 +49,7 @@ def command(argv: list[str]) -> None:
         places=values.queue,
     )
     hosts = LOCAL_NAMES if values.host == LOCAL else None
-    app = make_app(coco_jax.load(values.model, values.towers), limits, hosts, values.page)
+    app = make_app(load(), limits, hosts, values.page)
     config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none")
     host = f"[{values.host}]" if ":" in values.host else values.host
     address = f"http://{host}:{listener.getsockname()[1]}"

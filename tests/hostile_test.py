@@ -12,6 +12,7 @@ import tempfile
 import pytest
 
 from tests.helpers import hostile, hostile_runs, runs
+from tests.helpers.rankers import ColourRanker
 
 MEGABYTES, SECONDS = 2048, 20  # for each file: resident memory, CPU time
 FULL = {
@@ -57,7 +58,7 @@ def test_one_file_of_every_kind_gives_a_result_or_one_line(tmp_path, predict_fla
     """In this process, without a model and without building datasets."""
     counts = {kind: len(recipes) for kind, recipes in hostile.RECIPES.items()}
     for case in hostile.make(tmp_path, counts):
-        outcome = hostile_runs.run(case, hostile_runs.Decoder(), build=None)
+        outcome = hostile_runs.run(case, ColourRanker(), build=None)
         check(case, outcome._replace(megabytes=0))  # the peak of all tests in this process
     assert not (tmp_path / "secret/executed").exists()
 
@@ -69,7 +70,7 @@ def test_folder_of_hostile_videos_has_a_result_or_an_error_for_each(
     """Found by a pattern; as JSON lines and as a table."""
     cases = hostile.make(tmp_path, {"video": len(hostile.RECIPES["video"])}, seed=3)
     words = [f"{tmp_path}/video*/*"]
-    ranker = hostile_runs.Decoder()
+    ranker = ColourRanker()
     outcome = hostile_runs.predict_words(ranker, words, jsonl=True, timeline=timeline)
     assert outcome.code == 3 and outcome.seconds < SECONDS, outcome
     rows = {row["video"]: row for row in map(json.loads, outcome.out.splitlines())}

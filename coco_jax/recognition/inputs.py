@@ -4,7 +4,8 @@ import collections
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from coco_jax.data import starter
 from coco_jax.errors import UserError
@@ -30,15 +31,15 @@ def check_actions(actions: Sequence[str]) -> None:
         )
     if any(not action.strip() for action in actions):
         raise UserError("an action's name is empty; look for a stray comma or empty line")
-    _check_texts(actions, MAX_NAME, "an action's name")
+    check_texts(actions, MAX_NAME, "an action's name")
     counts = collections.Counter(action.strip().casefold() for action in actions)
     repeated = sorted({a for a in actions if counts[a.strip().casefold()] > 1})
     if repeated:
         raise UserError(f"actions are listed twice: {', '.join(repeated[:6])}; name each once")
 
 
-def _check_texts(texts: Sequence[str], limit: int, what: str) -> None:
-    """Raises a `UserError` if a text is too long for a tokenizer, or has no UTF-8 encoding."""
+def check_texts(texts: Sequence[str], limit: int, what: str) -> None:
+    """Raises a `UserError` if a text has more than `limit` characters, or has no UTF-8 encoding."""
     for text in texts:
         if len(text) > limit:
             raise UserError(
@@ -110,20 +111,25 @@ def read_descriptions(file: str) -> dict[str, list[str]]:
             captions = parse_json(text)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--descriptions={file}: {_reason(error)}; give {expected}") from error
-    if not isinstance(captions, Mapping) or not all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        for texts in captions.values()
-    ):
+    if not are_captions(captions):
         raise UserError(
             f"--descriptions={file}: an action without a list of captions; give {expected}"
         )
     for texts in captions.values():
-        _check_texts(texts, MAX_CAPTION, f"--descriptions={file}: a caption")
+        check_texts(texts, MAX_CAPTION, f"--descriptions={file}: a caption")
     return captions
 
 
+def are_captions(value: Any) -> bool:
+    """Whether a value is `{action: [caption, ...]}`."""
+    return isinstance(value, dict) and all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        for texts in value.values()
+    )
+
+
 def read_threshold(given: str | None, default: float | None) -> float | None:
-    """The number that --threshold means.
+    """The number that the flag --threshold, or a field of this name, means.
 
     Raises:
       UserError: it is no number, or the model has no default.
@@ -136,11 +142,11 @@ def read_threshold(given: str | None, default: float | None) -> float | None:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise UserError(f"--threshold={given}: neither a number nor 'default'")
+            raise UserError(f"threshold={given:.40}: neither a number nor 'default'")
         return number
     if default is None:
         raise UserError(
-            "--threshold=default: nobody has measured one for this model; give a number, chosen on "
+            "threshold=default: nobody has measured one for this model; give a number, chosen on "
             "videos that are not those to be ranked"
         )
     return default

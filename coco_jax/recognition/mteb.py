@@ -10,9 +10,6 @@ MTEB gives an encoder texts, or videos, and compares its vectors. A video is dec
 bytes by our clip reader, as in our own evaluation: MTEB's decoder (torchcodec) is not used.
 """
 
-import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +22,6 @@ from coco_jax.data import video as videos
 from coco_jax.errors import UserError
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 from coco_jax.recognition.recognizer import Recognizer
-from coco_jax.sharding import path_of
 
 PROMPT = re.compile(r"an? (?:video|photo|clip) of (?P<action>.+)")  # of MTEB's zero-shot tasks
 
@@ -143,17 +139,21 @@ def _meta(recognizer: Recognizer | PretrainedRecognizer, name: str) -> Any:
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
 
-    arrays, settings, default = _contents(recognizer)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(arrays):
-        digest.update(path.encode() + np.ascontiguousarray(arrays[path]).tobytes())
+    revision = recognizer.fingerprint[:16]
+    if isinstance(recognizer, PretrainedRecognizer):
+        default, arrays = "pretrained", list(recognizer.arrays.values())
+        revision += f"-{recognizer.windows}"  # which the fingerprint does not have
+    else:
+        arrays, config = jax.tree.leaves(recognizer.params), recognizer.config
+        weights = config.video_tower.weights.removeprefix("hf:") or config.data.name
+        default = re.sub(r"[^A-Za-z0-9_.-]+", "-", weights).strip("-")
     return ModelMeta(
         loader=None,
         name=name or f"coco_jax/{default}",
-        revision=digest.hexdigest()[:16],
+        revision=revision,
         release_date=None,
         languages=["eng-Latn"],
-        n_parameters=sum(x.size for x in arrays.values()),
+        n_parameters=sum(x.size for x in arrays),
         memory_usage_mb=None,
         max_tokens=None,
         embed_dim=None,
@@ -167,20 +167,3 @@ def _meta(recognizer: Recognizer | PretrainedRecognizer, name: str) -> Any:
         training_datasets=None,
         modalities=["video", "text"],
     )
-
-
-def _contents(
-    recognizer: Recognizer | PretrainedRecognizer,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """The arrays of a model by path, its settings, and a short name."""
-    if isinstance(recognizer, PretrainedRecognizer):
-        settings = {"windows": recognizer.windows, **dataclasses.asdict(recognizer.settings)}
-        return recognizer.arrays, settings, "pretrained"
-    leaves = jax.tree.leaves_with_path(recognizer.params)
-    arrays = {path_of(path): np.asarray(x) for path, x in leaves}
-    weights = (
-        recognizer.config.video_tower.weights.removeprefix("hf:") or recognizer.config.data.name
-    )
-    fields = recognizer.config.to_dict()
-    fields["data"]["dir"] = ""  # of this machine
-    return arrays, fields, re.sub(r"[^A-Za-z0-9_.-]+", "-", weights).strip("-")

@@ -23,7 +23,7 @@ from coco_jax.errors import UserError
 from coco_jax.models.coco import CoCo
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
-from coco_jax.recognition.inputs import check_actions
+from coco_jax.recognition.inputs import are_captions, check_actions
 from coco_jax.recognition.ranking import Path, VideoRanker, pad, padded_count
 from coco_jax.recognition.tables import Table, fingerprint
 from coco_jax.sharding import path_of
@@ -106,7 +106,7 @@ class Recognizer(VideoRanker):
         trained_on = folders.checked(settings, "training_data", folders.is_line, "a line", where)
         texts = folders.read_json(folder / folders.TEXTS, folders.TEXT_LIMIT)
         captions = folders.checked(
-            texts, "captions", _are_captions, "lists of texts by action", folder / folders.TEXTS
+            texts, "captions", are_captions, "lists of texts by action", folder / folders.TEXTS
         )
         config = load_stored(stored, str(where))
         tokenizer = _tokenizer(folders.tokenizer_path(folder), config)
@@ -328,13 +328,6 @@ def params_of(arrays: Mapping[str, np.ndarray], program: Program) -> Params:
     return jax.tree.map_with_path(
         lambda path, leaf: jax.device_put(arrays[path_of(path)], leaf.sharding),
         program.abstract.params,
-    )
-
-
-def _are_captions(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        for texts in value.values()
     )
 
 

@@ -13,7 +13,7 @@ from coco_jax.data import video as videos
 from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 from coco_jax.evaluation import html
-from coco_jax.recognition.inputs import MAX_CAPTION, check_actions
+from coco_jax.recognition.inputs import MAX_CAPTION, check_texts
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 from coco_jax.recognition.ranking import NONE, Path, Ranked, VideoRanker
 from coco_jax.recognition.timeline import Segment, Windows
@@ -54,10 +54,8 @@ class Answer:
     actions: tuple[Ranked, ...]  # best first
     segments: tuple[Segment, ...]
     captions: Mapping[str, Sequence[str]]  # of the best actions
-    nearest: Mapping[
-        str, Sequence[Ranked]
-    ]  # the seen actions nearest to them by their texts, and cosines
-    nearest_to_video: Sequence[Ranked]
+    nearest: Mapping[str, Sequence[Ranked]]  # to these actions: seen ones, with cosines of texts
+    nearest_to_video: Sequence[Ranked]  # seen actions, and cosines
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; docs/serve.md lists the fields."""
@@ -135,11 +133,8 @@ class Answerer:
         """
         if len(actions) > self.limits.actions:
             raise UserError(f"{len(actions)} actions; give at most {self.limits.actions}")
-        check_actions(actions)
-        if any(
-            len(text) > MAX_CAPTION for texts in (descriptions or {}).values() for text in texts
-        ):
-            raise UserError(f"a caption has more than {MAX_CAPTION:,} characters; make it shorter")
+        for texts in (descriptions or {}).values():
+            check_texts(texts, MAX_CAPTION, "a caption")
         recognizer = self.recognizer
         if isinstance(recognizer, PretrainedRecognizer):
             candidates = recognizer.embed_actions(actions, descriptions, replace=True)

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 from coco_jax.errors import UserError
 from coco_jax.files import parse_json
 from coco_jax.printing import printable
+from coco_jax.recognition.inputs import are_captions, read_threshold
 from coco_jax.recognition.ranking import VideoRanker
 from coco_jax.serving.answers import Answer, Answerer, Embedded, Limits
 from coco_jax.serving.limits import LOCAL_NAMES, BusyError, Guard, Queue
@@ -81,7 +82,8 @@ class Server:
             raise UserError(f"unknown field {unknown[0]!r:.80}; fields: {', '.join(sorted(known))}")
         actions = actions_of(_text(form, "actions"))
         descriptions = descriptions_of(_text(form, "descriptions"))
-        threshold = self.threshold_of(_text(form, "threshold"))
+        default = self.answerer.recognizer.default_threshold
+        threshold = read_threshold(_text(form, "threshold") or None, default)
         with self.queue.place():
             with self.stored(upload.file) as path:
                 video = await self.read(path, shown_name(upload.filename or ""))
@@ -134,7 +136,7 @@ class Server:
         """Why no upload is accepted now; None if there is room."""
         used = 0
         for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):  # its answer is ready
+            with contextlib.suppress(FileNotFoundError):  # deleted since: its answer is ready
                 used += path.stat().st_size
         return "too many uploads wait for an answer; try again" if used > self.limits.disk else None
 
@@ -149,27 +151,6 @@ class Server:
             yield path
         finally:
             path.unlink(missing_ok=True)
-
-    def threshold_of(self, text: str) -> float | None:
-        """The threshold that a field names.
-
-        Raises:
-          UserError: it is no number, or the model has no default.
-        """
-        if not text:
-            return None
-        if text == "default":
-            default = self.answerer.recognizer.default_threshold
-            if default is None:
-                raise UserError("threshold: this model has no default; give a number")
-            return default
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not abs(number) < float("inf"):
-            raise UserError(f"threshold: {text!r:.40} is neither a number nor 'default'")
-        return number
 
 
 def make_app(
@@ -279,10 +260,7 @@ def descriptions_of(text: str) -> Mapping[str, list[str]] | None:
         value = parse_json(text)
     except ValueError as error:
         raise UserError(f"descriptions: not JSON ({error})") from error
-    if not isinstance(value, dict) or not all(
-        isinstance(texts, list) and all(isinstance(caption, str) for caption in texts)
-        for texts in value.values()
-    ):
+    if not are_captions(value):
         raise UserError("descriptions: give JSON of the form {action: [caption, ...]}")
     return value
 

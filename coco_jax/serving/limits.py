@@ -131,7 +131,7 @@ class Guard:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Receives the body within the limits; raises an `HTTPException` beyond them."""
-        left, limit = self._limit(scope), self._limit(scope)
+        left = limit = self._limit(scope)
         deadline, complete = time.monotonic() + self.seconds, False
 
         async def limited() -> Message:
@@ -160,8 +160,12 @@ class Guard:
                 break
             parts.append(message.get("body", b""))
         body = b"".join(parts)
-        with contextlib.suppress(ValueError, RecursionError):
-            if reason := self.check_json(json.loads(body)):
+        with contextlib.suppress(ValueError):  # not JSON: the application says so
+            try:
+                reason = self.check_json(json.loads(body))
+            except RecursionError:
+                reason = "JSON that is nested too deeply"
+            if reason:
                 raise HTTPException(403, reason)
         given = False
 

@@ -160,7 +160,7 @@ def _blocks(server: Server, uploads: pathlib.Path) -> Any:
                 )
                 ask = gradio.Button("Name the action", variant="primary")
             with gradio.Column(scale=3):
-                answer = gradio.HTML(element_text("p", "The answer appears here."))
+                answer = gradio.HTML("<p>The answer appears here.</p>")
         with gradio.Column(visible=False) as editor:
             gradio.Markdown(
                 "## Captions behind the answer\nChange them, one a line, and score again."
@@ -190,11 +190,6 @@ def _shown_errors() -> Iterator[None]:
         message = "the answer takes too long; choose a shorter video"
     # The page shows messages as HTML.
     raise gradio.Error(escape(printable(message)), print_exception=False)
-
-
-def element_text(tag: str, text: str) -> str:
-    """An element with a text, as HTML."""
-    return html.write(element(tag, text))
 
 
 def render(video: Embedded, answer: Answer) -> str:

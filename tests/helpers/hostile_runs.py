@@ -24,7 +24,6 @@ from coco_jax.errors import UserError, reported
 from coco_jax.weights import files
 from coco_jax.weights.table import family_of
 from tests.helpers import hostile
-from tests.helpers.rankers import ColourRanker
 
 MARK = "/hostile-case/"  # a path that does not exist: its opening marks the next case for strace
 
@@ -37,10 +36,6 @@ class Outcome(NamedTuple):
     err: str
     seconds: float  # of CPU time, with child processes
     megabytes: float  # the largest resident memory of this process, or of a child, so far
-
-
-class Decoder(ColourRanker):
-    """Reads videos as recognisers do, and gives all actions the same score."""
 
 
 def run(case: hostile.Case, recognizer: Any, build: Callable[[str, str], Any] | None) -> Outcome:

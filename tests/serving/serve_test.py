@@ -11,6 +11,7 @@ import pytest
 
 from coco_jax import serve
 from coco_jax.errors import UserError
+from coco_jax.recognition import model_flags
 from tests.helpers.runs import ROOT, environment
 from tests.helpers.uploads import ask, request
 
@@ -18,7 +19,7 @@ pytest.importorskip("gradio")
 
 
 def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded(parse, monkeypatch):
-    monkeypatch.setattr(serve.coco_jax, "load", None)
+    monkeypatch.setattr(model_flags, "loader", lambda values: None)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

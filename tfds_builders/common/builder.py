@@ -205,7 +205,7 @@ class VideoBuilder(
         self,
         split: str,
         sources: Sequence[pathlib.Path],
-        describe: Describe,
+        describe: Describe | None,
         expected: int | None = None,
         notes: Mapping[str, Any] | None = None,
         read: Callable[[Any], Iterator[tuple[str, dict[str, Any] | None, str | None]]]
@@ -216,17 +216,16 @@ class VideoBuilder(
         Args:
           split: name of the split, for the report.
           sources: folders and archives to read videos from.
-          describe: maps the name of a file to its entry, or to None to leave the file out.
+          describe: maps the name of a file to its entry, or to None to leave the file out. None with
+            `read`.
           expected: number of videos that the dataset's lists name; report.json counts the ones that
             are not found as missing. None if there are no lists.
           notes: further entries of the report; numbers are printed.
-          read: reads other sources than folders and archives: maps one to triples, as `_read` does.
-            If it is given, `describe` is not used.
+          read: reads sources that are neither folders nor archives: maps each to triples, as `_read`
+            does.
         """
-        parts = _parts(sources) if self.beam else list(sources)
+        parts = _parts(sources) if self.beam and read is None else list(sources)
         archive_names = [glob.escape(source.name) for source in sources if not source.is_dir()]
-        if read is not None:
-            parts = list(sources)
         read = read or functools.partial(
             _read,
             describe=describe,

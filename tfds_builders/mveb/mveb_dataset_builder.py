@@ -120,7 +120,7 @@ class Builder(common.VideoBuilder):
         examples = self.examples(
             "test",
             files,
-            _nothing,
+            None,
             total,
             {"in_mteb": which.videos},
             read=_Read(classes, self.storage),
@@ -129,10 +129,6 @@ class Builder(common.VideoBuilder):
 
     def _generate_examples(self):
         raise NotImplementedError("_split_generators calls examples() instead")
-
-
-def _nothing(member: str) -> None:
-    """Describes no file: all sources are Parquet files, which `_Read` reads."""
 
 
 class _Read:
@@ -212,7 +208,9 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
         or path.parent.name == "test"
     ]
     if not chosen:
-        raise UserError(f"{folder}: no Parquet files of the split test; {_instructions()}")
+        raise UserError(
+            f"{folder}: no Parquet files of the split test; {Builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+        )
     if matches := [numbered[path] for path in chosen if path in numbered]:
         count = int(matches[0]["count"])
         numbers = sorted(int(match["number"]) for match in matches)
@@ -226,10 +224,6 @@ def shards(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _shown(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:10])) + ", ..." * (len(numbers) > 10)
-
-
-def _instructions() -> str:
-    return Builder.MANUAL_DOWNLOAD_INSTRUCTIONS
 
 
 def _placed(dl_manager: tfds.download.DownloadManager, which: Set) -> pathlib.Path | None:

@@ -172,7 +172,7 @@ def test_another_file_than_the_published_one_is_refused(tmp_path):
         build("actionhub/ez_clip_k400", str(tmp_path / "data"), str(tmp_path / "placed"))
 
 
-REAL = {  # config: the file in shared/annotations, the list of its classes, and whether JSON
+REAL = {  # config: the file in shared/annotations, and the list of its classes
     "er_kinetics": ("kinetics/classes620_label_defn.json", None),
     "er_ucf101": ("ucf101/classes_label_defn.json", "ucf101/label_map.txt"),
     "er_hmdb51": ("hmdb51/classes_label_defn.json", "hmdb51/label_map.txt"),

@@ -72,7 +72,7 @@ def test_rows_are_stored_with_their_class_and_all_classes_are_candidates(built):
     assert gone.endswith("row 3 (gone.mp4): has no video in the file; download the file again")
 
 
-def test_files_that_differ_from_mteb_are_said_to(tmp_path, capfd):
+def test_another_number_of_videos_than_in_mteb_is_printed(tmp_path, capfd):
     files.write(tmp_path / "test.parquet", files.generated(2), [0, 1])
     build("mveb/kinetics600", str(tmp_path / "data"), str(tmp_path))
     assert (
