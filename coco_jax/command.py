@@ -204,6 +204,7 @@ def quiet() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries; the last error is raised
         # TensorFlow only reads and writes files here; without oneDNN it prints no banner about it.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # Tracebacks that orbax logs; the errors themselves are also raised in the main thread.

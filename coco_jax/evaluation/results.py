@@ -5,13 +5,15 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from coco_jax import files
+from coco_jax.config import uses_descriptions
 from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
 RIDGE = ("linear", "kernel")
-BASELINES = {"label": "labels alone, linear ridge", "conse": "ConSE"}  # rows below each ablation
+BASELINES = {"label": "linear ridge", "conse": "ConSE"}  # rows below the ablations
 GENERALISED = ("seen", "unseen", "harmonic", "auc")
 
 
@@ -139,10 +141,7 @@ def table(results: dict[str, Any]) -> str:
             row.append(_spread(got["ridge"][kind]["top1"], True))
             row.append(_signed(got["ridge"][kind]["difference"]))
         rows.append(row)
-        for kind, title in BASELINES.items():
-            if by_kind := got.get("baselines"):
-                metric = [_spread(by_kind[kind][field], True) for field in ("top1", "top5")]
-                rows.append([f"{name}: {title}", *metric, *["-"] * (len(head) - 3)])
+    rows += [[*row, *["-"] * (len(head) - len(row))] for row in _baseline_rows(ablations)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -151,6 +150,19 @@ def table(results: dict[str, Any]) -> str:
         + " |"
         for line in lines
     )
+
+
+def _baseline_rows(ablations: dict[str, Any]) -> list[list[str]]:
+    """The rows of `BASELINES`, once for each kind of texts."""
+    rows: dict[str, list[str]] = {}
+    for kind, title in BASELINES.items():
+        for name, got in ablations.items():
+            if found := got.get("baselines"):
+                has_more = kind != "label" and uses_descriptions(ConfigDict({"ablation": name}))
+                texts = "names and descriptions" if has_more else "names"
+                metrics = (_spread(found[kind][field], True) for field in ("top1", "top5"))
+                rows.setdefault(f"{title}, {texts}", list(metrics))
+    return [[title, *metrics] for title, metrics in rows.items()]
 
 
 def _percent(value: float | None) -> str:

@@ -25,7 +25,10 @@ def class_means(task: Task) -> Float[np.ndarray, "S F"]:
     label_N, seen = task.seen_label[task.plan.train], task.plan.seen
     by_class = [task.plan.train[label_N == label] for label in range(len(seen))]
     if missing := [name for name, indices in zip(seen, by_class, strict=True) if not len(indices)]:
-        raise UserError(f"dataset {task.dataset.name!r} has no training video of {missing[0]!r}")
+        raise UserError(
+            f"dataset {task.dataset.name!r} has no training video of {missing[0]!r}; add one, or, in "
+            "videos.csv of your own data, put one of its videos into the split train"
+        )
     records = task.dataset.records
     return np.stack([stored_features(records, i_N, task.config).mean(0) for i_N in by_class])
 

@@ -50,16 +50,26 @@ def test_ridge_regressions_are_shown_with_paired_differences():
     assert "70.0 ± 14.1 (10.0)" in row and "+15.0 ± 5.0" in row and "-2.0 ± 2.0" in row
 
 
-def test_simpler_methods_have_rows_of_their_own_below_the_ablation():
-    def with_baselines(seed, label, conse):
+def test_simpler_methods_have_rows_of_their_own_once_for_the_same_texts():
+    def with_baselines(ablation, seed, label, conse):
         both = {"label": {"top1": label, "top5": 1.0}, "conse": {"top1": conse, "top5": None}}
         ridge = {kind: {"top1": 0.5, "top5": 1.0} for kind in results.RIDGE}
-        return run("full", seed, 0.9, generalised=None, ridge=ridge, baselines=both)
+        return run(ablation, seed, 0.9, generalised=None, ridge=ridge, baselines=both)
 
-    summary = results.summarise(
-        [with_baselines(0, 0.2, 0.4), with_baselines(1, 0.4, 0.4)], default().to_dict()
-    )
-    _, _, _, label, conse = results.table(summary).splitlines()
-    assert "| full: labels alone, linear ridge | 30.0 ± 14.1 (10.0) | 100.0 ± 0.0" in label
-    assert conse.startswith("| full: ConSE ") and " 40.0 ± 0.0 (0.0) " in conse
-    assert conse.count(" - ") == 5  # top-5 was not measured; ridge columns are those of the run
+    runs = [
+        with_baselines(ablation, seed, label, conse)
+        for ablation, conse in (("label", 0.4), ("label+desc", 0.5), ("full", 0.5))
+        for seed, label in ((0, 0.2), (1, 0.4))
+    ]
+    table = results.table(results.summarise(runs, default().to_dict())).splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
+        "label",
+        "label+desc",
+        "full",
+        "linear ridge, names",
+        "ConSE, names",
+        "ConSE, names and descriptions",
+    ]
+    assert "| 30.0 ± 14.1 (10.0) | 100.0 ± 0.0" in table[5]
+    assert " 40.0 ± 0.0 (0.0) " in table[6] and " 50.0 ± 0.0 (0.0) " in table[7]
+    assert table[6].count(" - ") == 5  # top-5 was not measured; ridge columns are those of the run

@@ -226,12 +226,15 @@ class VideoBuilder(
         """
         parts = _parts(sources) if self.beam and read is None else list(sources)
         archive_names = [glob.escape(source.name) for source in sources if not source.is_dir()]
-        read = read or functools.partial(
-            _read,
-            describe=describe,
-            storage=self.storage,
-            not_skipped=(*self.list_files, *archive_names),
-        )
+        if read is None:
+            if describe is None:
+                raise TypeError("examples() needs `describe` or `read`.")
+            read = functools.partial(
+                _read,
+                describe=describe,
+                storage=self.storage,
+                not_skipped=(*self.list_files, *archive_names),
+            )
         report = functools.partial(_report, self.data_path, split, expected, dict(notes or {}))
         if self.beam:
             from tfds_builders.common import beam as beam_transforms
