@@ -23,7 +23,6 @@ from coco_jax.models.invariance import Invariance
 from coco_jax.training.step import Params, Program
 
 FORMAT = 1  # version of details.json
-NAME = "details.json"
 SEEN = 5  # seen classes that are listed for an unseen one
 CAPTIONS = 4  # captions that are listed for a video
 MAX_VIDEOS = 64  # whose captions are listed

@@ -10,6 +10,7 @@ from coco_jax import files
 from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
+DETAILS = "details.json"  # of a run; `explanation.explain` makes its content
 RIDGE = ("linear", "kernel")
 BASELINES = {"label": "labels alone, linear ridge", "conse": "ConSE"}  # rows below each ablation
 GENERALISED = ("seen", "unseen", "harmonic", "auc")
