@@ -16,7 +16,7 @@ class Interval(NamedTuple):
 
 
 def resample(
-    values_NS: Float[np.ndarray, "N S"], resamples: int = RESAMPLES, seed: int = SEED
+    values_NS: Float[np.ndarray, "N S"], resamples: int = RESAMPLES
 ) -> Float[np.ndarray, "R S"]:
     """Means of test sets over videos that are drawn with replacement.
 
@@ -27,12 +27,11 @@ def resample(
       values_NS: a value of each distinct video in each test set, e.g. 1 for a hit; NaN if the video
         is not in it.
       resamples: R.
-      seed: of `numpy.random.default_rng`.
     """
     videos = len(values_NS)
     member_NS = ~np.isnan(values_NS)
     values_NS = np.where(member_NS, values_NS, 0.0)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     means_RS = np.empty((resamples, values_NS.shape[1]))
     for mean_S in means_RS:
         times_N = np.bincount(rng.integers(videos, size=videos), minlength=videos)
@@ -41,8 +40,8 @@ def resample(
     return means_RS
 
 
-def interval(means_R: Float[np.ndarray, " R"], level: float = LEVEL) -> Interval:
+def interval(means_R: Float[np.ndarray, " R"]) -> Interval:
     """The percentile interval of resampled means; NaN are left out."""
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     low, high = np.nanpercentile(means_R, (tail, 100 - tail))
     return Interval(float(low), float(high))

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
@@ -94,10 +93,10 @@ class Scored(NamedTuple):
     label_N: Int[np.ndarray, " N"]  # of the candidates
     tau: float  # temperature of the model
 
-
-def evaluate(program: Program, params: Params, task: Task, step: int) -> dict[str, Any]:
-    """As `measure(score(...))`."""
-    return measure(score(program, params, task, step))
+    def zero_shot(self) -> tuple[Float[np.ndarray, "N U"], Int[np.ndarray, " N"]]:
+        """The scores of the videos of unseen classes for these classes, and their labels among them."""
+        seen, tested = len(self.task.plan.seen), len(self.task.plan.test_unseen)
+        return self.scores_NK[:tested, seen:], self.label_N[:tested] - seen
 
 
 def score(program: Program, params: Params, task: Task, step: int) -> Scored:
@@ -129,8 +128,7 @@ def measure(scored: Scored) -> dict[str, Any]:
     """All metrics of one run, ready for JSON; accuracies are fractions."""
     task, scores_NK, label_N = scored.task, scored.scores_NK, scored.label_N
     plan, seen = task.plan, len(task.plan.seen)
-    zero_shot_NU = scores_NK[: len(plan.test_unseen), seen:]
-    label_U = label_N[: len(plan.test_unseen)] - seen
+    zero_shot_NU, label_U = scored.zero_shot()
     predicted_U = metrics.predict(zero_shot_NU, label_U)
     classes = len(plan.unseen)
     by_class = metrics.per_class(predicted_U, label_U, classes)
@@ -151,8 +149,7 @@ def measure(scored: Scored) -> dict[str, Any]:
         "chance": _chance(plan),
         "step": scored.step,
         "descriptions_left_out": task.removed_descriptions,
-        "ridge": _ridge(task, label_U) if task.config.eval.ridge else None,
-        "baselines": _baselines(task, label_U) if task.config.eval.ridge else None,
+        **_closed_forms(task, label_U),
         "temperature": scored.tau,
     }
 
@@ -160,10 +157,8 @@ def measure(scored: Scored) -> dict[str, Any]:
 def list_predictions(scored: Scored) -> list[Prediction]:
     """The predictions for the videos of unseen classes, in each test set of the run."""
     task, plan = scored.task, scored.task.plan
-    seen, tested = len(plan.seen), len(plan.test_unseen)
-    zero_shot_NU, label_N = scored.scores_NK[:tested, seen:], scored.label_N[:tested] - seen
     found = []
-    for name, subset, rows, scores_nk, label_n in _test_sets(plan, zero_shot_NU, label_N):
+    for name, subset, rows, scores_nk, label_n in _test_sets(plan, *scored.zero_shot()):
         video_ids = [task.dataset.records.video_ids[i] for i in plan.test_unseen[rows]]
         classes = task.dataset.display_names(subset.classes)
         found += predictions.of_scores(name, video_ids, classes, scores_nk, label_n)
@@ -185,67 +180,40 @@ def evaluate_validation(program: Program, params: Params, task: Task) -> dict[st
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _ridge(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
-    """Accuracies of ridge regression on the run's texts and features, without trained constants.
+def _closed_forms(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, Any]:
+    """Accuracies of methods without training, on the run's texts and features.
 
-    "linear" regresses from the concatenated texts; "kernel" has the constants of `config.ridge`.
+    "ridge" is ridge regression: "linear" regresses from the concatenated texts; "kernel" has the
+    constants of `config.ridge`. "baselines" are simpler: "label" is linear ridge regression from the
+    labels alone. "conse" is ConSE on the mean text of each class; its classifier has the cosines with
+    the mean features of the seen classes as logits, at the temperature `config.model.tau`. Both are None
+    without `config.eval.ridge`.
     """
-    constants = task.config.ridge
+    config, constants = task.config, task.config.ridge
+    if not config.eval.ridge:
+        return {"ridge": None, "baselines": None}
     weight_of = dict(zip(ridge.BLOCKS, constants.weights, strict=True))
-    weight_N = np.array([weight_of[block] for block in text_blocks(task.config)], np.float32)
-    scores = _ridge_scores(
+    weight_N = np.array([weight_of[block] for block in text_blocks(config)], np.float32)
+    scores = _closed_form_scores(
         class_features(task, "unseen"),
         class_features(task, "seen"),
         class_means(task),
-        stored_features(task.dataset.records, task.plan.test_unseen, task.config),
+        stored_features(task.dataset.records, task.plan.test_unseen, config),
         weight_N / weight_N.sum(),
         constants.width,
         constants.strength,
         constants.hubness,
         constants.neighbours,
+        config.model.tau,
     )
-    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
-
-
-def _baselines(task: Task, label_U: Int[np.ndarray, " N"]) -> dict[str, dict[str, Any]]:
-    """Accuracies of simpler methods on the run's features.
-
-    "label" is linear ridge regression from the labels alone. "conse" is ConSE on the mean text of each
-    class; its classifier has the cosines with the mean features of the seen classes as logits, at the
-    temperature `config.model.tau`.
-    """
-    config = task.config
-    inputs = (
-        class_features(task, "unseen"),
-        class_features(task, "seen"),
-        class_means(task),
-        stored_features(task.dataset.records, task.plan.test_unseen, config),
-    )
-    scores = _baseline_scores(*map(jnp.asarray, inputs), config.model.tau)
-    return {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in scores.items()}
-
-
-@jax.jit
-def _baseline_scores(
-    texts_KNW: jax.Array,
-    seen_SNW: jax.Array,
-    videos_SF: jax.Array,
-    tested_UF: jax.Array,
-    tau: float,
-) -> dict[str, jax.Array]:
-    with jax.default_matmul_precision("float32"):
-        mean_F = videos_SF.mean(0)
-        seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
-        label_KF = ridge.predict_linear(texts_KNW[:, :1], seen_SNW[:, :1], seen_SF)
-        texts_KW, seen_SW = (alignment.normalise(x.mean(1)) for x in (texts_KNW, seen_SNW))
-        return {
-            "label": v_UF @ label_KF.T,
-            "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / tau),
-        }
+    return {
+        kind: {name: _accuracies(task, np.asarray(s_NU), label_U) for name, s_NU in by_name.items()}
+        for kind, by_name in scores.items()
+    }
 
 
 @functools.partial(jax.jit, static_argnums=8)
-def _ridge_scores(
+def _closed_form_scores(
     texts_KNW: jax.Array,
     seen_SNW: jax.Array,
     videos_SF: jax.Array,
@@ -255,14 +223,23 @@ def _ridge_scores(
     strength: float,
     hubness: float,
     neighbours: int,
-) -> dict[str, jax.Array]:
+    tau: float,
+) -> dict[str, dict[str, jax.Array]]:
     with jax.default_matmul_precision("float32"):
         mean_F = videos_SF.mean(0)
         seen_SF, v_UF = ridge.centre(videos_SF, mean_F), ridge.centre(tested_UF, mean_F)
         linear_KF = ridge.predict_linear(texts_KNW, seen_SNW, seen_SF)
         kernel_KF = ridge.predict(texts_KNW, seen_SNW, seen_SF, weight_N, width, strength)
         penalty_K = hubness * ridge.hubness(kernel_KF, seen_SF, neighbours)
-        return {"linear": v_UF @ linear_KF.T, "kernel": v_UF @ kernel_KF.T - penalty_K}
+        label_KF = ridge.predict_linear(texts_KNW[:, :1], seen_SNW[:, :1], seen_SF)
+        texts_KW, seen_SW = (alignment.normalise(x.mean(1)) for x in (texts_KNW, seen_SNW))
+        return {
+            "ridge": {"linear": v_UF @ linear_KF.T, "kernel": v_UF @ kernel_KF.T - penalty_K},
+            "baselines": {
+                "label": v_UF @ label_KF.T,
+                "conse": conse.scores(texts_KW, seen_SW, v_UF @ seen_SF.T / tau),
+            },
+        }
 
 
 def _accuracies(
@@ -339,15 +316,12 @@ def _examples(
     `share` is the softmax over the unseen classes at the temperature of the model.
     """
     names, found = task.plan.unseen, []
-    for label, name in enumerate(names):
-        if not (label_N == label).any():
-            continue
-        at = int(np.flatnonzero(label_N == label)[0])
+    for label, at in zip(*np.unique(label_N, return_index=True), strict=True):
         best = np.argsort(-scores_NU[at])[:3]
         share_U = np.asarray(jax.nn.softmax(scores_NU[at] / tau))
         found.append(
             {
-                "action": name,
+                "action": names[label],
                 "record": int(indices_N[at]),
                 "video_id": task.dataset.records.video_ids[indices_N[at]],
                 "top": [

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ def of_task(task: Task) -> dict[str, dict[str, Any]]:
         "weights": _weights(task),
         "method": {},
         "training": {"steps": training_steps(config)},
-        "code": code(),
+        "code": dict(code()),
     }
     for section, fields in settings(config).items():
         sections[section]["config"] = fields
@@ -408,7 +408,7 @@ def _published(where: str, field: str) -> dict[str, Any] | None:
         return {"where": where, "sha256": None}
 
 
-def _sha256_of_lines(lines: Any) -> str:
+def _sha256_of_lines(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode() + b"\n")

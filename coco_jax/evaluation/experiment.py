@@ -16,7 +16,7 @@ from coco_jax.data.task import Task, make_task, validation_task
 from coco_jax.errors import UserError
 from coco_jax.evaluation import evidence, explanation
 from coco_jax.evaluation.evaluate import evaluate_validation, list_predictions, measure, score
-from coco_jax.evaluation.results import write_json
+from coco_jax.evaluation.results import DETAILS, write_json
 from coco_jax.training import multihost, run_lock
 from coco_jax.training.checkpoint import check_trained, check_unchanged, read_json, restore_params
 from coco_jax.training.loop import train
@@ -178,7 +178,7 @@ def _evaluate(
     metrics = {"ablation": config.ablation, "split": config.split, "seed": config.seed} | metrics
     checksum = evidence.parameters_sha256(program, params)
     if jax.process_index() == 0:
-        write_json(folder / explanation.NAME, details)
+        write_json(folder / DETAILS, details)
         evidence.write(folder, task, metrics, list_predictions(scored), checksum)
         write_json(folder / "result.json", metrics)  # last: it marks the run as finished
         _write_scalars(config, folder, step, metrics)

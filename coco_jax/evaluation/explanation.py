@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from coco_jax.config import text_blocks, uses_cycle
+from coco_jax.config import uses_cycle
 from coco_jax.data.task import Task
 from coco_jax.evaluation import metrics
 from coco_jax.evaluation.evaluate import Scored
@@ -23,7 +23,6 @@ from coco_jax.models.invariance import Invariance
 from coco_jax.training.step import Params, Program
 
 FORMAT = 1  # version of details.json
-NAME = "details.json"
 SEEN = 5  # seen classes that are listed for an unseen one
 CAPTIONS = 4  # captions that are listed for a video
 MAX_VIDEOS = 64  # whose captions are listed
@@ -34,10 +33,8 @@ MAX_POINTS = 200  # of the curve
 def explain(scored: Scored) -> dict[str, Any]:
     """The content of details.json; every process of a run has to call this."""
     program, params, task = scored.program, scored.params, scored.task
-    scores_NK, label_N, tau = scored.scores_NK, scored.label_N, scored.tau
-    plan, seen = task.plan, len(task.plan.seen)
-    unseen_videos = len(plan.test_unseen)
-    zero_shot_NU, label_U = scores_NK[:unseen_videos, seen:], label_N[:unseen_videos] - seen
+    plan, seen, tau = task.plan, len(task.plan.seen), scored.tau
+    zero_shot_NU, label_U = scored.zero_shot()
     predicted_U = metrics.predict(zero_shot_NU, label_U)
     share_NU = np.asarray(jax.nn.softmax(zero_shot_NU / tau))
     bins, error = metrics.reliability(share_NU.max(1), predicted_U == label_U)
@@ -49,7 +46,7 @@ def explain(scored: Scored) -> dict[str, Any]:
         "rebuilt": None,
     }
     if len(plan.test_seen):
-        seen_E, unseen_E = metrics.seen_unseen_curve(scores_NK, label_N, seen)
+        seen_E, unseen_E = metrics.seen_unseen_curve(scored.scores_NK, scored.label_N, seen)
         shown = np.unique(np.linspace(0, len(seen_E) - 1, MAX_POINTS).astype(int))
         details["curve"] = {"seen": seen_E[shown].tolist(), "unseen": unseen_E[shown].tolist()}
     if task.config.alignment != "learned":
@@ -63,7 +60,7 @@ def explain(scored: Scored) -> dict[str, Any]:
         details["rebuilt"] = _listed(task, weight_US, "weight")
     if d_KMD is not None and mask_KM is not None:
         details["captions"] = _attended_captions(
-            task, scored.v_ND[:unseen_videos], d_KMD[seen:], mask_KM[seen:], label_U, predicted_U
+            task, scored.v_ND, d_KMD[seen:], mask_KM[seen:], label_U, predicted_U
         )
     return details
 
@@ -119,8 +116,8 @@ def _attended_captions(
     If the model predicts another action, the same for that action.
     """
     found: list[dict[str, Any]] = []
-    for label in range(min(len(d_UMD), MAX_VIDEOS)):
-        at = int(np.flatnonzero(label_N == label)[0])
+    labels, first = np.unique(label_N, return_index=True)  # a class may have no videos
+    for label, at in zip(labels[:MAX_VIDEOS].tolist(), first.tolist(), strict=False):
         predicted = int(predicted_N[at])
         found.append(
             {
@@ -158,10 +155,9 @@ def _of_closed_form(
     )
     x_KNW = jnp.asarray(texts_KNW)
     y_KNW = ridge.centre(x_KNW, x_KNW[:seen].mean(0))
-    weights = dict(zip(ridge.BLOCKS, task.config.ridge.weights, strict=True))
-    weight_N = jnp.array([weights[block] for block in text_blocks(task.config)], jnp.float32)
+    weight_N = jax.nn.softmax(model.constants.log_weight[...])
     with jax.default_matmul_precision("float32"):
-        cosine_US = ridge.similarity(y_KNW[seen:], y_KNW[:seen], weight_N / weight_N.sum())
+        cosine_US = ridge.similarity(y_KNW[seen:], y_KNW[:seen], weight_N)
         coefficient_US = model.coefficients(x_KNW[seen:])
     return {
         "nearest": _listed(task, np.asarray(cosine_US), "cosine"),

@@ -165,9 +165,9 @@ def percent(value: float | None) -> Number:
     return Number(value, "-" if value is None else f"{100 * value:.1f}")
 
 
-def decimal(value: float | None, digits: int = 3) -> Number:
-    """A number with a fixed count of decimals."""
-    return Number(value, "-" if value is None else f"{value:.{digits}f}")
+def decimal(value: float) -> Number:
+    """A number, shown with three decimals."""
+    return Number(value, f"{value:.3f}")
 
 
 Cell = str | Number | Element

@@ -12,6 +12,7 @@ from coco_jax.config import uses_descriptions
 from coco_jax.evaluation import metrics
 
 FORMAT = 2  # version of results.json
+DETAILS = "details.json"  # of a run; `explanation.explain` makes its content
 RIDGE = ("linear", "kernel")
 BASELINES = {"label": "linear ridge", "conse": "ConSE"}  # rows below the ablations
 GENERALISED = ("seen", "unseen", "harmonic", "auc")

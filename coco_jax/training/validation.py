@@ -47,9 +47,8 @@ class Validation:
 
     def start(self, step: int) -> None:
         """Continues after `step`: later evaluations, of a run that was killed, are dropped."""
-        stored = _read(self._folder) if jax.process_index() == 0 else None
-        history = multihost.gather_json(stored)[0] or []
-        self.history = [row for row in history if row["step"] <= step]
+        stored = _read(self._folder)["history"] if jax.process_index() == 0 else None
+        self.history = [row for row in multihost.gather_json(stored)[0] if row["step"] <= step]
         if not self._config.eval.keep_best:
             return
         if jax.process_index() == 0:
@@ -109,24 +108,25 @@ def evaluated_checkpoints(folder: pathlib.Path, config: ConfigDict) -> pathlib.P
 
 def last_step(folder: pathlib.Path, steps: int) -> int:
     """The last step of a run of `steps` steps: an earlier one if it stopped early."""
-    history = _read(folder) if (folder / FILE).is_file() else None
-    stopped = history and read_json(folder / FILE).get("stopped_early") is True
-    return history[-1]["step"] if history and stopped else steps
+    stored = _read(folder)
+    is_early = stored["history"] and stored.get("stopped_early") is True
+    return stored["history"][-1]["step"] if is_early else steps
 
 
-def _read(folder: pathlib.Path) -> list[dict[str, Any]] | None:
-    """The stored evaluations; None if there are none.
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+    """The content of validation.json; its `history` is empty if there is no such file.
 
     Raises:
       UserError: validation.json is damaged.
     """
     path = folder / FILE
     if not path.is_file():
-        return None
-    history = read_json(path).get("history")
+        return {"history": []}
+    stored = read_json(path)
+    history = stored.get("history")
     if not isinstance(history, list) or not all(_is_row(row) for row in history):
         raise UserError(f"{path}: damaged; remove the run's folder")
-    return history
+    return stored
 
 
 def _is_row(row: Any) -> bool:

@@ -1,5 +1,6 @@
 """details.json: what explains the numbers of a run, compared with its definition on the same model."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,12 +11,18 @@ import pytest
 from coco_jax import sharding
 from coco_jax.config import load_stored
 from coco_jax.data.task import make_task
-from coco_jax.evaluation import evaluate
+from coco_jax.evaluation.evaluate import score
 from coco_jax.evaluation.experiment import run
+from coco_jax.evaluation.explanation import explain
 from coco_jax.training.checkpoint import read_json, restore_params
 from coco_jax.training.step import make_program
+from coco_jax.training.text_features import class_features
 from tests.helpers.runs import final_params, result
-from tests.training.seen_test import dataset, make  # noqa: F401, fixtures
+from tests.training.seen_test import dataset, make, opened  # noqa: F401, fixtures
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,14 @@ def details(evaluated):
     return json.loads((evaluated / "details.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def scored(evaluated):
+    config = load_stored(read_json(evaluated / "config.json"), str(evaluated))
+    program = make_program(config, sharding.make_mesh(config, jax.devices()[:8]))
+    step, params = restore_params(evaluated / "checkpoints", program)
+    return score(program, params, make_task(config), step)
+
+
 def test_curve_and_bins_have_the_area_and_the_accuracy_of_the_result(evaluated, details):
     got = result(evaluated)
     curve, calibration = details["curve"], details["calibration"]
@@ -44,18 +59,13 @@ def test_curve_and_bins_have_the_area_and_the_accuracy_of_the_result(evaluated, 
     assert right / got["unseen_videos"] == pytest.approx(got["top1"])
 
 
-def test_captions_neighbours_and_rebuilding_weights_equal_their_definition(evaluated, details):
+def test_captions_neighbours_and_rebuilding_weights_equal_their_definition(
+    evaluated, details, scored
+):
     """docs/method.md, sections 1 and 2, in NumPy."""
-    config = load_stored(read_json(evaluated / "config.json"), str(evaluated))
-    program = make_program(config, sharding.make_mesh(config, jax.devices()[:8]))
-    step, params = restore_params(evaluated / "checkpoints", program)
-    task = make_task(config)
-    scored = evaluate.score(program, params, task, step)
+    task, config = scored.task, scored.task.config
     l_KD, d_KMD, mask_KM = map(np.asarray, scored.features)
     seen, unseen = task.plan.seen, task.plan.unseen
-
-    def unit(x):
-        return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     def softmax(x):
         e = np.exp(x - x.max())
@@ -98,6 +108,20 @@ def test_captions_neighbours_and_rebuilding_weights_equal_their_definition(evalu
             assert all(caption["text"] in texts for caption in captions)
 
 
+def test_a_class_without_a_tested_video_has_no_captions(scored):
+    task, plan = scored.task, scored.task.plan
+    kept_N = scored.label_N != len(plan.seen)  # all but the first unseen class
+    tested = plan.test_unseen[kept_N[: len(plan.test_unseen)]]
+    fewer = scored._replace(
+        task=dataclasses.replace(task, plan=dataclasses.replace(plan, test_unseen=tested)),
+        v_ND=scored.v_ND[kept_N],
+        scores_NK=scored.scores_NK[kept_N],
+        label_N=scored.label_N[kept_N],
+    )
+    captions = explain(fewer)["captions"]
+    assert [entry["action"] for entry in captions] == list(plan.unseen[1:])
+
+
 def test_closed_form_is_rebuilt_by_the_coefficients_of_its_regression(make, dataset, tmp_path):  # noqa: F811
     """With a strong regularisation the coefficients are proportional to the kernel."""
     run(make(alignment="ridge", ablation="full", ridge__strength=1e4), tmp_path)
@@ -108,3 +132,17 @@ def test_closed_form_is_rebuilt_by_the_coefficients_of_its_regression(make, data
         near = [entry["action"] for entry in details["nearest"][name]]
         assert [entry["action"] for entry in entries] == near
         assert 0 < entries[0]["weight"] <= 1e-4
+
+
+def test_closed_form_lists_neighbours_by_its_trained_weights_of_the_kinds_of_texts(make):  # noqa: F811
+    task, program, params = opened(make(alignment="ridge", ablation="full"))
+    only_labels = np.array([0, -50, -50], np.float32)  # before the softmax
+    params = params | {"constants": params["constants"] | {"log_weight": only_labels}}
+    nearest = explain(score(program, params, task, 0))["nearest"]
+    seen_SW, unseen_UW = (class_features(task, group)[:, 0] for group in ("seen", "unseen"))
+    cosine_US = unit(unseen_UW - seen_SW.mean(0)) @ unit(seen_SW - seen_SW.mean(0)).T
+    for name, cosine_S in zip(task.plan.unseen, cosine_US, strict=True):
+        found = {entry["action"]: entry["cosine"] for entry in nearest[name]}
+        want = dict(zip(task.plan.seen, cosine_S.tolist(), strict=True))
+        assert found == pytest.approx({action: want[action] for action in found}, abs=1e-4)
+        assert min(found.values()) >= sorted(want.values())[-len(found)] - 1e-4

@@ -12,7 +12,7 @@ import pytest
 
 from coco_jax import sharding
 from coco_jax.data.task import make_task
-from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation.evaluate import measure, score
 from coco_jax.training.loop import train
 from coco_jax.training.step import make_program
 from coco_jax.training.text_features import cache_key, with_features
@@ -97,7 +97,7 @@ def test_run_with_a_frozen_tower_trains_the_other_parameters_and_evaluates(froze
     }
     assert not [name for name in moved if name.startswith("text/") and moved[name]]
     assert moved["text_out/kernel"] and moved["video/embed/kernel"]
-    metrics = evaluate(program, state.params, task, 3)
+    metrics = measure(score(program, state.params, task, 3))
     assert 0 <= metrics["top1"] <= 1
     (folder,) = (pathlib.Path(config.data.dir) / "text_features").iterdir()
     about = json.loads((folder / "about.json").read_text())

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from coco_jax import presets, sharding, weights
 from coco_jax.data.task import make_task
-from coco_jax.evaluation.evaluate import evaluate
+from coco_jax.evaluation.evaluate import measure, score
 from coco_jax.evaluation.results import write_json
 from coco_jax.recognition.recognizer import Recognizer
 from coco_jax.training.loop import train
@@ -37,7 +37,7 @@ def test_run_with_a_frozen_bert_trains_and_predicts(tiny, tmp_path):
     trained = jax.device_get(state.params["text"])
     jax.tree.map(lambda a, b: (a == b).all() or pytest.fail("the text tower moved"), text, trained)
     params = weights.interpolate(config, state.params, published)
-    metrics = evaluate(program, params, task, 2)
+    metrics = measure(score(program, params, task, 2))
     assert 0 <= metrics["top1"] <= 1
     write_json(tmp_path / "config.json", config.to_dict())
     (tmp_path / "tokenizer.model").write_bytes(task.tokenizer.model)
