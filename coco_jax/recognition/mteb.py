@@ -11,8 +11,6 @@ bytes by our clip reader, as in our own evaluation: MTEB's decoder (torchcodec) 
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +23,7 @@ from coco_jax.data import video as videos
 from coco_jax.errors import UserError
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 from coco_jax.recognition.recognizer import Recognizer
+from coco_jax.recognition.tables import fingerprint
 from coco_jax.sharding import path_of
 
 PROMPT = re.compile(r"an? (?:video|photo|clip) of (?P<action>.+)")  # of MTEB's zero-shot tasks
@@ -144,13 +143,10 @@ def _meta(recognizer: Recognizer | PretrainedRecognizer, name: str) -> Any:
     from mteb.models.model_meta import ScoringFunction
 
     arrays, settings, default = _contents(recognizer)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(arrays):
-        digest.update(path.encode() + np.ascontiguousarray(arrays[path]).tobytes())
     return ModelMeta(
         loader=None,
         name=name or f"coco_jax/{default}",
-        revision=digest.hexdigest()[:16],
+        revision=fingerprint(arrays, settings)[:16],
         release_date=None,
         languages=["eng-Latn"],
         n_parameters=sum(x.size for x in arrays.values()),

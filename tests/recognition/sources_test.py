@@ -159,7 +159,7 @@ def test_password_of_an_address_is_not_shown(tmp_path):
     (source,) = sources.find(["http://me:secret@127.0.0.1:9/a.mp4"], allow_url=True)
     assert source.name == "http://127.0.0.1:9/a.mp4" and "secret" in source.address
     with pytest.raises(VideoError) as error:
-        sources.local_file(source, tmp_path)
+        sources.local_file(source, tmp_path, 1.0)
     assert "secret" not in str(error.value)
 
 
