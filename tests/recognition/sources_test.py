@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import itertools
 import socket
 import struct
 import threading
+import types
 
 import pytest
 
@@ -132,6 +134,13 @@ def test_recording_has_a_bounded_duration_and_size(address, tmp_path, monkeypatc
     whole = len(coloured(*PARTS))
     monkeypatch.setattr(sources, "MAX_BYTES", whole // 3)
     assert videos.probe(recorded(f"{address}/a.mp4", tmp_path)).duration < 5
+
+
+def test_recording_of_a_slow_stream_ends(address, tmp_path, monkeypatch):
+    """A packet takes ten seconds; the limit is `seconds` + `MAX_DELAY`."""
+    clock = types.SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
+    monkeypatch.setattr(sources, "time", clock)
+    assert videos.probe(recorded(f"{address}/a.mp4", tmp_path, seconds=20.0)).frames == 8
 
 
 @pytest.mark.parametrize("page", ["file", "list.m3u8", "missing"])
