@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 
 from coco_jax.config import default, flatten, no_such_field
 from coco_jax.errors import UserError, reported
+from coco_jax.printing import printable
+
+SOME_FAILED = 3  # the exit code if some videos could not be read
 
 
 def run_command(
@@ -47,6 +50,20 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> None:
+    """Prints the names and reasons of unreadable videos, and exits with `SOME_FAILED` if there are any.
+
+    Args:
+      unreadable: names and reasons.
+      count: of all videos.
+    """
+    for name, reason in unreadable:
+        print(f"{printable(name)}: {printable(reason)}", file=sys.stderr)
+    if unreadable:
+        print(f"{len(unreadable)} of {count} videos could not be read", file=sys.stderr)
+        sys.exit(SOME_FAILED)
 
 
 def keep_compiled(workdir: pathlib.Path) -> None:

@@ -22,7 +22,9 @@ FORMATS = ("stablehlo", "onnx")
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_enum("format", "stablehlo", FORMATS, "stablehlo: for jax.export; onnx.")
+    flags.DEFINE_enum(
+        "format", "stablehlo", FORMATS, "stablehlo runs in JAX, onnx in ONNX Runtime."
+    )
     flags.DEFINE_string("output", None, "A new folder; with --only_actions that of an export.")
     flags.DEFINE_string("towers", None, "Published towers: the preset of MODEL, such as clip_b32.")
     flags.DEFINE_string("actions", None, 'Actions of the table: "juggling, rope skipping".')
@@ -47,8 +49,7 @@ def command(argv: list[str]) -> None:
     if values.only_actions:
         export.replace_table(recognizer, candidates, folder)
     else:
-        trained_on = recognizer.training_data
-        export.export(recognizer, candidates, values.format, folder, trained_on)
+        export.export(recognizer, candidates, values.format, folder)
     for path in sorted(folder.iterdir()):
         print(f"{printable(str(path))}: {path.stat().st_size:,} bytes")
 

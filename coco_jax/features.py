@@ -12,23 +12,20 @@ the reason for each.
 """
 
 import pathlib
-import sys
 
 from absl import flags
 
-from coco_jax.command import run_command, writable_folder
+from coco_jax.command import report_unreadable, run_command, writable_folder
 from coco_jax.errors import UserError
 from coco_jax.printing import printable
 from coco_jax.recognition import model_flags
-
-SOME_FAILED = 3
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
     model_flags.define_flags()
     flags.DEFINE_string("output", None, "The file of features: FILE.npz or FILE.h5.")
-    flags.DEFINE_bool("labels", False, "Also write videos.csv: a folder in FOLDER is an action.")
+    flags.DEFINE_bool("labels", False, "Also write videos.csv, with the label of each video.")
 
 
 def command(argv: list[str]) -> None:
@@ -46,11 +43,7 @@ def command(argv: list[str]) -> None:
     found = features.extract(model_flags.loader(values)(), files)
     features.write(output, found.features, labels)
     print(f"{printable(str(output))}: {len(found.features):,} vectors of {found.width} values")
-    for name, reason in found.unreadable:
-        print(f"{printable(name)}: {printable(reason)}", file=sys.stderr)
-    if found.unreadable:
-        print(f"{len(found.unreadable)} of {len(files)} videos could not be read", file=sys.stderr)
-        sys.exit(SOME_FAILED)
+    report_unreadable(found.unreadable, len(files))
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from coco_jax.command import run_command
+from coco_jax.command import report_unreadable, run_command
 from coco_jax.errors import UserError
 from coco_jax.printing import csv_cell, printable
 from coco_jax.recognition import model_flags
@@ -30,7 +30,6 @@ from coco_jax.recognition import model_flags
 if TYPE_CHECKING:  # JAX is imported when the flags have been read
     from coco_jax.recognition.index import Embedder, Found, Index
 
-SOME_FAILED = 3
 USAGE = (
     'say what to do: index build FOLDER --output=INDEX, index search INDEX "riding a horse", or '
     'index label INDEX --actions="riding a horse, juggling"'
@@ -49,7 +48,7 @@ def define_flags() -> None:
         None,
         'build: run on many machines with Apache Beam and these options: "runner=DirectRunner".',
     )
-    flags.DEFINE_integer("top", 10, "search: print so many windows.", lower_bound=1)
+    flags.DEFINE_integer("top", 10, "search: number of windows for each action.", lower_bound=1)
     flags.DEFINE_bool("faiss", False, "search: approximate search with FAISS, for large indexes.")
     flags.DEFINE_string("actions", None, 'label: candidate actions: "juggling, rope skipping".')
     flags.DEFINE_string("actions_file", None, "label: file of actions, one a line or CSV.")
@@ -84,29 +83,18 @@ def build(words: Sequence[str], values: flags.FlagValues) -> None:
     stride = index.STRIDE if values.stride is None else values.stride
     check_seconds(stride=stride)
     files = index.find(words[0])
+    load = model_flags.loader(values)
     runner: index.Runner = _with_progress
     if values.beam_pipeline_options is not None:
         from coco_jax.recognition.index_beam import BeamRunner
 
-        runner = BeamRunner(values.beam_pipeline_options, model_flags.loader(values))
-    recognizer = model_flags.loader(values)()
-    done = index.build(
-        files,
-        pathlib.Path(values.output),
-        recognizer,
-        stride,
-        runner,
-        recognizer.training_data,
-    )
+        runner = BeamRunner(values.beam_pipeline_options, load)
+    done = index.build(files, pathlib.Path(values.output), load(), stride, runner)
     print(
         f"{printable(values.output)}: {done.windows:,} windows of "
         f"{done.videos - len(done.unreadable):,} videos, of which {done.embedded:,} were embedded now"
     )
-    for name, reason in done.unreadable:
-        print(f"{printable(name)}: {printable(reason)}", file=sys.stderr)
-    if done.unreadable:
-        print(f"{len(done.unreadable)} of {done.videos} videos could not be read", file=sys.stderr)
-        sys.exit(SOME_FAILED)
+    report_unreadable(done.unreadable, done.videos)
 
 
 def _with_progress(embedder: "Embedder", files: Sequence["Found"]) -> Iterator[tuple]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import coco_jax
 from coco_jax import files
-from coco_jax.command import run_command, writable_folder
+from coco_jax.command import SOME_FAILED, run_command, writable_folder
 from coco_jax.errors import UserError
 from coco_jax.printing import printable
 from coco_jax.recognition import model_flags
@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # JAX is imported when the flags have been read
     from coco_jax.recognition.sources import Source
     from coco_jax.recognition.timeline import Timeline
 
-SOME_FAILED = 3
 MAX_SECONDS = 3600.0  # of the flags that are durations
 RENDERED = "motion_zsar"
 

@@ -260,6 +260,7 @@ def test_stream_is_recorded_and_named_by_its_address_without_the_password(call, 
     recorded = []
 
     def record(source, path, seconds):
+        assert not list(path.parent.iterdir())  # the recording before has been removed
         recorded.append((source.address, path, seconds))
         path.write_bytes(coloured(("red", 2)) if "good" in source.address else b"no video")
 

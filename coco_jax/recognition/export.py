@@ -45,13 +45,7 @@ examples/run_exported.py of coco_jax is a short program that runs this folder.
 """
 
 
-def export(
-    recognizer: VideoRanker,
-    candidates: Any,
-    format: str,
-    folder: pathlib.Path,
-    trained_on: str = "unknown data",
-) -> None:
+def export(recognizer: VideoRanker, candidates: Any, format: str, folder: pathlib.Path) -> None:
     """Writes the video side and a table of actions to a new folder.
 
     Args:
@@ -59,7 +53,6 @@ def export(
       candidates: from its `embed_actions`.
       format: one of FORMATS.
       folder: a new or an empty folder.
-      trained_on: the training data of the model, for people.
 
     Raises:
       UserError: the folder is not empty or cannot be written, the scores are not linear, or the packages
@@ -90,7 +83,7 @@ def export(
             "width": int(table.vectors_KW.shape[1]),
             "unit_length": recognizer.unit_length,
             "temperature": recognizer.temperature,
-            "trained_on": trained_on,
+            "trained_on": recognizer.training_data,
         }
         (folder / HEAD).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
         card = README.format(

@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.errors import UserError
-from coco_jax.models.coco import CoCo
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 from coco_jax.recognition.ranking import Path
 from coco_jax.recognition.recognizer import Recognizer
@@ -76,7 +74,5 @@ class FeatureRecognizer(Recognizer):
 
     def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
         """As `embed_clips`, without a mesh."""
-        graph = nnx.graphdef(nnx.eval_shape(lambda: CoCo(self.config, rngs=nnx.Rngs(0))))
-        return lambda clips: nnx.merge(graph, nnx.State(self.params)).embed_videos(
-            self.source.clip_features(clips)
-        )
+        embed_features = super().clip_function()
+        return lambda clips: embed_features(self.source.clip_features(clips))

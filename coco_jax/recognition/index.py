@@ -24,7 +24,7 @@ from coco_jax.recognition.ranking import VideoRanker
 from coco_jax.recognition.timeline import WINDOW, Timeline, Windows
 
 STRIDE = WINDOW  # seconds: each moment is in one window
-BLOCK = 8192  # rows that are compared at once: 34 MB of the pretrained recogniser's
+BLOCK = 8192  # rows that are compared at once: 34 MB with the pretrained recogniser
 
 
 class Found(NamedTuple):
@@ -121,7 +121,6 @@ def build(
     recognizer: VideoRanker,
     stride: float = STRIDE,
     runner: Runner = one_by_one,
-    trained_on: str = "",
 ) -> Summary:
     """Makes an index of videos, or brings it up to date.
 
@@ -135,14 +134,13 @@ def build(
       recognizer: makes the vectors.
       stride: seconds from the start of a window to that of the next one.
       runner: applies an embedder to files.
-      trained_on: the training data of the model, for people.
 
     Raises:
       UserError: `output` has an index with another model or stride, or other files; or another process
         is building it.
     """
     settings = store.Settings(
-        recognizer.fingerprint, trained_on, WINDOW, stride, recognizer.row_width
+        recognizer.fingerprint, recognizer.training_data, WINDOW, stride, recognizer.row_width
     )
     with store.locked(output):
         old = store.read(output) if (output / store.HEAD).exists() else None

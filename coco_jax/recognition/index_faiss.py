@@ -21,9 +21,9 @@ from coco_jax.recognition.index import Hit, Index, keep_top
 from coco_jax.weights.packages import cache_folder
 
 MIN_WINDOWS = 20_000  # with fewer, all vectors are compared
-LISTS_SHARE = 16  # a search looks into one of so many lists
-TRAINING = 64  # vectors of each list from which its centre is computed
-CANDIDATES = 8  # times `top` windows whose scores are computed exactly
+LISTS_SHARE = 16  # a search looks into 1/16 of the lists
+TRAINING = 64  # the centres of N lists are computed from 64 N vectors
+CANDIDATES = 8  # the scores of 8 x `top` windows are computed exactly
 
 
 def search(index: Index, candidates: Any, top: int, found: Any = None) -> list[list[Hit]]:

@@ -35,7 +35,7 @@ FORMAT, FORMAT_VERSION = "coco_jax index", 1
 HEAD, LOCK, PARTS = "index.json", "lock", "parts-"
 HEAD_LIMIT = 8 << 20  # bytes of index.json
 LINE_LIMIT = 64 << 10  # bytes of a line of the table of videos
-SHARD_ROWS = 65_536  # 269 MB of the pretrained recogniser's
+SHARD_ROWS = 65_536  # 269 MB with the pretrained recogniser
 BLOCK = 8192  # rows that are copied at once
 _NAME = re.compile(
     r"(videos-[0-9a-f]{32}\.jsonl|times-[0-9a-f]{32}\.npy|vectors-\d{6}-[0-9a-f]{32}\.npy)"
@@ -108,7 +108,7 @@ class Stored(NamedTuple):
         begin = 0
         for name, count in self.shards:
             if begin < last and first < begin + count:
-                # Opened for each pass: the pages of a shard leave the process with its map.
+                # Mapped again for each pass: pages stay in the process's memory until a map is closed.
                 shard = self._shard(name, count)
                 low, high = max(first - begin, 0), min(last - begin, count)
                 for at in range(low, high, rows):
@@ -332,7 +332,7 @@ def write(
     table, times = _Hashed(folder, "videos"), _Hashed(folder, "times")
     times.array((total, 2), "<f8")
     shards: list[dict[str, Any]] = []
-    shard, left, row = None, 0, 0
+    shard, size, left, row = None, 0, 0, 0
     for video, part in videos:
         count = len(part.times_N2) if part else 0
         video = video._replace(first=row if part else 0, windows=count)
@@ -343,15 +343,14 @@ def write(
         for block in part.blocks:
             while len(block):
                 if shard is None:
-                    left = min(SHARD_ROWS, total - row)
+                    size = left = min(SHARD_ROWS, total - row)
                     shard = _Hashed(folder, f"vectors-{len(shards) + 1:06d}")
-                    shard.array((left, settings.width), "<f4")
-                    shards.append({"rows": left})
+                    shard.array((size, settings.width), "<f4")
                 taken, block = block[:left], block[left:]
                 shard.write(np.ascontiguousarray(taken, "<f4").tobytes())
                 row, left = row + len(taken), left - len(taken)
                 if not left:
-                    shards[-1]["file"] = shard.close(".npy")
+                    shards.append({"file": shard.close(".npy"), "rows": size})
                     shard = None
     assert shard is None and row == total
     head = {
@@ -360,7 +359,7 @@ def write(
         "settings": settings._asdict(),
         "videos": table.close(".jsonl"),
         "times": times.close(".npy"),
-        "vectors": [{"file": shard["file"], "rows": shard["rows"]} for shard in shards],
+        "vectors": shards,
     }
     write_bytes(folder / HEAD, (json.dumps(head, indent=1) + "\n").encode())
     used = {HEAD, LOCK, head["videos"], head["times"], *(shard["file"] for shard in shards)}

@@ -163,6 +163,8 @@ class PretrainedRecognizer(VideoRanker):
     Only its parts were trained: I3D on Kinetics-400, MiniLM on text.
     """
 
+    training_data = "Kinetics-400 (I3D) and text (MiniLM)"
+
     def __init__(
         self, windows: int = 3, *, parts: Parts | None = None, settings: Settings | None = None
     ):
@@ -263,11 +265,6 @@ class PretrainedRecognizer(VideoRanker):
             "classifier/bias": parts.classifier.bias,
             **{f"features/{block}": x for block, x in parts.features.items()},
         }
-
-    @property
-    def training_data(self) -> str:
-        """What the parts of the model were trained on."""
-        return "Kinetics-400 (I3D) and text (MiniLM)"
 
     @property
     def temperature(self) -> float:
@@ -431,8 +428,11 @@ class PretrainedRecognizer(VideoRanker):
           v_XF: vectors of videos or windows.
           candidates: the result of `embed_actions`.
         """
-        logit_XK, logit_XA = (v_XF @ x.v_KF.T - x.penalty_K for x in (candidates, self._corpus))
-        return logit_XK - np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
+        return v_XF @ candidates.v_KF.T - candidates.penalty_K - self._rival(v_XF)
+
+    def _rival(self, v_XF: Float[np.ndarray, "*X F"]) -> Float[np.ndarray, "*X 1"]:
+        logit_XA = v_XF @ self._corpus.v_KF.T - self._corpus.penalty_K
+        return np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
 
     @property
     def vector_width(self) -> int:
@@ -446,9 +446,7 @@ class PretrainedRecognizer(VideoRanker):
 
     def rows(self, v_XF: Float[np.ndarray, "X F"]) -> Float[np.ndarray, "X W"]:
         """A vector, and minus the `RIVAL`-th highest logit among the corpus's actions."""
-        logit_XA = v_XF @ self._corpus.v_KF.T - self._corpus.penalty_K
-        rival_X1 = np.partition(logit_XA, -RIVAL)[..., -RIVAL, None]
-        return np.concatenate([v_XF, -rival_X1], 1).astype(np.float32)
+        return np.concatenate([v_XF, -self._rival(v_XF)], 1).astype(np.float32)
 
     def table(self, candidates: Prototypes) -> Table:
         """The prototypes; the last value of a row is added to each score."""
@@ -459,19 +457,12 @@ class PretrainedRecognizer(VideoRanker):
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the parts and the settings; `windows` does not count."""
-        parts = self._parts
-        arrays = {
-            **parts.video,
-            "classifier/kernel": parts.classifier.kernel,
-            "classifier/bias": parts.classifier.bias,
-            **{f"features/{block}": x for block, x in parts.features.items()},
-        }
         settings = {
             **dataclasses.asdict(self.settings),
-            "actions": parts.actions,
-            "classes": parts.classifier.classes,
+            "actions": self._parts.actions,
+            "classes": self._parts.classifier.classes,
         }
-        return fingerprint(arrays, settings)
+        return fingerprint(self.arrays, settings)
 
     def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
         """As `embed_clips` and then `rows`, in JAX."""

@@ -79,6 +79,7 @@ class VideoRanker(abc.ABC):
     video is a mean over its clips, and `compare` gives the raw scores of a vector.
     """
 
+    training_data: str  # what the model was trained on, for people
     # A threshold for `rank` with a known error rate; None if nobody has measured one.
     default_threshold: float | None = None
     # Whether the vector of a video is scaled to unit length (`pool`).

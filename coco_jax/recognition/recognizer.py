@@ -61,7 +61,7 @@ class Recognizer(VideoRanker):
     tokenizer: Tokenizer
     program: Program
     params: Params
-    training_data: str  # what the model was trained on
+    training_data: str
     # Captions of some actions, which were saved with the model.
     captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     # NUMBERS of the evaluation of its run.

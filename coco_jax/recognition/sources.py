@@ -21,8 +21,6 @@ from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 
 SCHEMES = ("http", "https", "rtsp")
-SECONDS = 10.0  # that are recorded from a stream or camera by default
-MAX_SECONDS = 3600.0
 OPEN_TIMEOUT = READ_TIMEOUT = 15.0  # seconds without an answer of a stream
 MAX_DELAY = 60.0  # seconds that a recording may take longer than the video that it records
 MAX_BYTES = 1 << 30  # of a recording
@@ -46,7 +44,7 @@ class Source(NamedTuple):
 
 
 def files(paths: Iterable[str], allow_url: bool = False) -> list[Source]:
-    """Each path is a video file; what looks like an address is one.
+    """A source for each path: a video file, or a stream if the path looks like an address.
 
     Raises:
       UserError: an address is not allowed, or its protocol is not supported.
@@ -165,7 +163,7 @@ def camera(index: int) -> Source:
     return Source(name, device, "v4l2")
 
 
-def local_file(source: Source, folder: pathlib.Path, seconds: float = SECONDS) -> str:
+def local_file(source: Source, folder: pathlib.Path, seconds: float) -> str:
     """The path of a file with the video; a stream or camera is recorded into `folder` first.
 
     Raises:

@@ -51,16 +51,16 @@ def test_the_dataset_is_built_from_the_features_of_a_folder(run, videos, tmp_pat
 
 
 def test_videos_that_cannot_be_read_are_left_out(run, videos, tmp_path, capsys):
-    for name in ("good", "bad"):
+    for name in ("good/deep", "bad"):
         (tmp_path / "in" / name).mkdir(parents=True)
     good = next(videos.rglob("*.mp4")).read_bytes()
-    (tmp_path / "in/good/a.mp4").write_bytes(good)
+    (tmp_path / "in/good/deep/a.mp4").write_bytes(good)
     (tmp_path / "in/bad/b.mp4").write_bytes(b"no video")
     with pytest.raises(SystemExit) as caught:
         run(tmp_path / "in", f"--output={tmp_path / 'f.npz'}", "--labels")
     assert caught.value.code == 3 and "bad/b.mp4: not a video" in capsys.readouterr().err
-    assert np.load(tmp_path / "f.npz")["ids"].tolist() == ["good/a.mp4"]
-    assert (tmp_path / "videos.csv").read_text() == "video_id,label\ngood/a.mp4,good\n"
+    assert np.load(tmp_path / "f.npz")["ids"].tolist() == ["good/deep/a.mp4"]
+    assert (tmp_path / "videos.csv").read_text() == "video_id,label\ngood/deep/a.mp4,good\n"
 
 
 def test_wrong_names_and_places_are_one_line(run, videos, tmp_path):

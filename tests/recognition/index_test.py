@@ -89,6 +89,35 @@ def test_labels_are_the_timelines_of_the_videos(videos, built):
         assert timeline.segments == wanted.segments and timeline.duration == wanted.duration
 
 
+class WideRanker(ColourRanker):
+    """A row has one more value than a vector, as with the pretrained recogniser."""
+
+    row_width = 4
+
+    def rows(self, v_XD):
+        return np.pad(v_XD, ((0, 0), (0, 1)), constant_values=-0.5)
+
+    def table(self, candidates):
+        table = super().table(candidates)
+        vectors_KW = np.pad(table.vectors_KW, ((0, 0), (0, 1)), constant_values=1)
+        return table._replace(vectors_KW=vectors_KW)
+
+    def compare(self, v_XD, candidates):
+        return super().table(candidates).scores(v_XD) - 0.5
+
+
+def test_rows_may_have_more_values_than_vectors(videos, built, tmp_path):
+    index.build(index.find(str(videos)), tmp_path / "wide", WideRanker())
+    wide, plain = index.Index(tmp_path / "wide", WideRanker()), index.Index(built, ColourRanker())
+    candidates = plain.recognizer.embed_actions(["red", "green", "blue"])
+    for a, b in zip(wide.search(candidates), plain.search(candidates), strict=True):
+        scores = [hit.score for hit in a], [hit.score - 0.5 for hit in b]
+        np.testing.assert_allclose(*scores, atol=1e-6)
+    for a, b in zip(wide.label(candidates), plain.label(candidates), strict=True):
+        assert [s.action for s in a.segments] == [s.action for s in b.segments]
+        np.testing.assert_allclose(a.scores_TK, b.scores_TK, atol=1e-6)
+
+
 def test_a_second_build_reads_no_video_and_changes_no_byte(videos, built, tmp_path):
     copy = shutil.copytree(built, tmp_path / "copy")
     ranker = ColourRanker()
@@ -188,6 +217,7 @@ def test_a_damaged_or_hostile_index_is_one_line(built, tmp_path, damage):
         with vectors.open("wb") as file:
             np.save(file, np.array([{}], object), allow_pickle=True)
     elif damage == "path":
+        shutil.copy(vectors, tmp_path / "secret.npy")
         head["vectors"][0]["file"] = "../secret.npy"
     elif damage == "rows":
         head["vectors"][0]["rows"] += 1
@@ -197,7 +227,7 @@ def test_a_damaged_or_hostile_index_is_one_line(built, tmp_path, damage):
         head["format_version"] = 99
     text = "[" * 100_000 if damage == "json" else json.dumps(head)
     (folder / "index.json").write_text(text)
-    with pytest.raises(UserError, match="index") as caught:
+    with pytest.raises(UserError, match="damaged") as caught:
         opened = index.Index(folder, ColourRanker())
         opened.search(opened.recognizer.embed_actions(["red"]))
     assert len(str(caught.value).splitlines()) == 1
@@ -212,6 +242,21 @@ def test_faiss_finds_the_same_windows(videos, built, tmp_path, monkeypatch):
     for _ in range(2):  # the second time from the cache
         assert index_faiss.search(found, candidates, 3) == wanted
     assert len(list((tmp_path / "faiss").iterdir())) == 1
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_faiss_looks_into_a_share_of_the_lists(built, tmp_path, monkeypatch, share):
+    pytest.importorskip("faiss")
+    monkeypatch.setenv("COCO_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(index_faiss, "MIN_WINDOWS", 1)  # 8 windows in 2 lists
+    monkeypatch.setattr(index_faiss, "LISTS_SHARE", share)
+    found = index.Index(built, ColourRanker())
+    candidates = found.recognizer.embed_actions(["green", "red"])
+    for hits, whole in zip(
+        index_faiss.search(found, candidates, 8), found.search(candidates, 8), strict=True
+    ):
+        assert hits == [hit for hit in whole if hit in hits]
+        assert len(hits) == 8 if share == 1 else 0 < len(hits) < 8
 
 
 def test_beam_builds_the_same_bytes(archive, tmp_path):

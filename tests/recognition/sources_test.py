@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import itertools
 import socket
 import struct
 import threading
+import types
 
 import pytest
 
@@ -134,6 +136,13 @@ def test_recording_has_a_bounded_duration_and_size(address, tmp_path, monkeypatc
     assert videos.probe(recorded(f"{address}/a.mp4", tmp_path)).duration < 5
 
 
+def test_recording_of_a_slow_stream_ends(address, tmp_path, monkeypatch):
+    """A packet takes ten seconds; the limit is `seconds` + `MAX_DELAY`."""
+    clock = types.SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
+    monkeypatch.setattr(sources, "time", clock)
+    assert videos.probe(recorded(f"{address}/a.mp4", tmp_path, seconds=20.0)).frames == 8
+
+
 @pytest.mark.parametrize("page", ["file", "list.m3u8", "missing"])
 def test_redirections_to_files_and_playlists_are_refused(address, tmp_path, page):
     with pytest.raises(VideoError, match=rf"/{page}: no video could be recorded") as error:
@@ -159,7 +168,7 @@ def test_password_of_an_address_is_not_shown(tmp_path):
     (source,) = sources.find(["http://me:secret@127.0.0.1:9/a.mp4"], allow_url=True)
     assert source.name == "http://127.0.0.1:9/a.mp4" and "secret" in source.address
     with pytest.raises(VideoError) as error:
-        sources.local_file(source, tmp_path)
+        sources.local_file(source, tmp_path, 1.0)
     assert "secret" not in str(error.value)
 
 
