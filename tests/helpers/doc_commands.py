@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 from coco_jax import cli
 from coco_jax.config import validate
 from coco_jax.evaluation.experiment import run_configs
+from coco_jax.training import preemption
 from tests.helpers.runs import ROOT
 
 PAGES = (
@@ -263,12 +265,8 @@ def _check_python(words: Sequence[str], in_text: bool) -> None:
         _check_file(words[0])
         return
     module, arguments = words[1], words[2:]
-    names = {
-        command.module: name for name, command in cli.COMMANDS.items() if not command.arguments
-    }
-    if module in names:
-        build = ["build"] if names[module] == "data" else []
-        _check_coco_jax([names[module], *build, *arguments], in_text)
+    if name := _name_of(module):
+        _check_coco_jax([name, *["build"] * (name == "data"), *arguments], in_text)
     elif module == "pytest":
         for word in arguments[: arguments.index("-k") if "-k" in arguments else None]:
             _check_file(word)
@@ -318,3 +316,46 @@ def _call(*words: str | pathlib.Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise ValueError(f"{shlex.join(map(str, words))}: {done.stderr.strip()}")
+
+
+def run(text: str, *more: str) -> int:
+    """Runs a command of coco_jax, or a file of Python, in this process.
+
+    Args:
+      text: the command.
+      *more: words after it.
+
+    Returns:
+      The exit code.
+    """
+    words = [*(word for word in split(text) if word != "..."), *more]
+    if words[0] == "python" and words[1] == "-m":
+        name = _name_of(words[2])
+        words = ["coco-jax", name, *["build"] * (name == "data"), *words[3:]]
+
+    def call(main: Callable, flags_parser: Callable) -> None:
+        main(flags_parser(sys.argv))
+
+    with (
+        commands_of(call),
+        mock.patch("coco_jax.command.quiet"),  # it changes loggers
+        mock.patch.object(preemption.Preemption, "install", lambda self: self),
+    ):
+        try:
+            if words[0] == "coco-jax":
+                sys.argv[:] = words
+                cli.main()
+            else:
+                sys.argv[:] = words[1:]
+                runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
+
+
+def _name_of(module: str) -> str:
+    """The command that a module is; empty if it is none."""
+    for name, known in cli.COMMANDS.items():
+        if known.module == module and not known.arguments:
+            return name
+    return ""
