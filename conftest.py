@@ -48,15 +48,13 @@ def compiled(tmp_path_factory) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(scope="module")
-def one_device():
+@pytest.fixture
+def one_device(monkeypatch):
     """Runs in this process use one of the eight devices: they compile and save in half of the time."""
     import jax
 
     first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: first)
-        yield
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
 
 
 @pytest.fixture(scope="session")
