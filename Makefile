@@ -5,7 +5,8 @@ BIN = $(VENV)/bin
 DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
-.PHONY: help env starter_features lock data demo motion ablation test faults lint docs clean
+.PHONY: help env starter_features lock data demo motion ablation test faults doc_commands wheel_check lint docs \
+	clean
 
 help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -65,6 +66,12 @@ test: lint $(VENV)/libtpu  ## linting, types, and the whole suite
 
 faults: env  ## kills, full disks, damaged files and races, in their full numbers (not part of `make test`)
 	$(BIN)/python -m pytest -m faults
+
+doc_commands: env  ## runs the commands of the documentation, also those that take a minute
+	$(BIN)/python -m pytest -m "doc_commands or not doc_commands" tests/doc_commands_test.py
+
+wheel_check:  ## installs the wheel in a new environment and runs the commands from an empty folder
+	tests/clean_install.sh
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
 	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"

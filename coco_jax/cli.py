@@ -6,6 +6,8 @@ import runpy
 import sys
 from typing import NamedTuple
 
+from coco_jax.printing import output_may_close
+
 
 class Command(NamedTuple):
     """A command: the module that runs it, fixed arguments, an example, and what it needs installed."""
@@ -120,7 +122,8 @@ def main() -> None:
     """Runs the command that the first argument names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(usage())
+        with output_may_close():
+            print(usage())
         return
     if name == "--version":
         from coco_jax.version import __version__

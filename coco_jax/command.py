@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.config import default, flatten, no_such_field
 from coco_jax.errors import UserError, reported
-from coco_jax.printing import printable
+from coco_jax.printing import output_may_close, printable
 
 SOME_FAILED = 3  # the exit code if some videos could not be read
 
@@ -42,14 +42,12 @@ def run_command(
 
     # absl prints this text for --help, also if the console script is the main module.
     sys.modules["__main__"].__doc__ = command.__globals__["__doc__"]
-    try:
-        app.run(quiet_command, flags_parser=parser(program, accepts_words))
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    with output_may_close():
+        try:
+            app.run(quiet_command, flags_parser=parser(program, accepts_words))
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> None:
@@ -124,6 +122,8 @@ def parser(program: str, accepts_words: bool = False) -> Callable[[list[str]], l
                 words = flags.FLAGS(argv)
                 if has_config and flags.FLAGS.config is not None:
                     flags.FLAGS.config.to_dict()  # absl reads the file and overrides lazily
+            except SystemExit:  # of --help, for which absl has exit code 1
+                sys.exit(0)
             except flags.Error as error:
                 raise UserError(f"{' '.join(str(error).split())} (see --help)") from error
             except (KeyError, AttributeError) as error:

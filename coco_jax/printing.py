@@ -1,6 +1,10 @@
 """Prints text from outside: names of files, actions and classes, messages of libraries, model cards."""
 
+import contextlib
+import os
+import sys
 import unicodedata
+from collections.abc import Iterator
 
 # Control characters can move the cursor and colour text, so that a name looks like a line of the
 # program. Format characters can reverse the order of what is shown; half a surrogate pair cannot be
@@ -32,3 +36,16 @@ def csv_cell(text: str) -> str:
     """
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(tuple("=+-@＝＋－＠")) else shown
+
+
+@contextlib.contextmanager
+def output_may_close() -> Iterator[None]:
+    """Exits with code 1, without a traceback, if the reader of stdout has closed it, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

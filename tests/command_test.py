@@ -127,13 +127,14 @@ def test_writable_folder_is_created_and_stays_empty(tmp_path):
     assert list((tmp_path / "a/b").iterdir()) == []
 
 
-def test_closed_output_pipe_causes_no_traceback():
+@pytest.mark.parametrize("words", [["coco_jax.compile"], ["coco_jax.cli"]])
+def test_closed_output_pipe_causes_no_traceback(words):
     """As in `coco_jax.compile --help | head -1`; here the pipe is closed from the start."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "coco_jax.compile", "--help"],
+            [sys.executable, "-m", *words, "--help"],
             env=runs.environment(), stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
             timeout=60,
         )  # fmt: skip

@@ -3,7 +3,9 @@
 import concurrent.futures
 import json
 import pathlib
+import shutil
 import socket
+import subprocess
 import threading
 import time
 
@@ -14,7 +16,7 @@ from coco_jax.data.video import VideoError
 from coco_jax.errors import UserError
 from coco_jax.serving import app as apps
 from coco_jax.serving.answers import Answerer, Limits
-from tests.helpers import uploads
+from tests.helpers import doc_commands, uploads
 from tests.helpers.rankers import ColourRanker, coloured
 from tests.helpers.uploads import API, ask, request, running
 
@@ -61,6 +63,16 @@ def small(**limits):
     """A server without the page."""
     made = {"size": 1 << 20, "duration": 10, "seconds": 60} | limits
     return running(apps.make_app(ColourRanker(), Limits(**made), with_page=False))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_command_of_the_documentation_is_answered(port, tmp_path):
+    (text,) = (c.text for c in doc_commands.of_pages() if c.text.startswith("curl "))
+    (tmp_path / "a.mp4").write_bytes(mixture(0))
+    words = doc_commands.split(text.replace(":7860", f":{port}"))
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    actions = [row["action"] for row in json.loads(done.stdout)["actions"]]
+    assert sorted(actions) == ["juggling", "rope skipping"]
 
 
 def test_fifty_uploads_at_once_have_the_answers_of_the_recogniser(port, tmp_path):
