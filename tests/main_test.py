@@ -341,9 +341,9 @@ def test_unknown_flag_is_a_one_line_error_of_every_command(module):
     assert line.startswith(f"{module}: Unknown command line flag 'mood'")
 
 
-def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path):
+def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path, call_main):
     config, _, _ = finished
-    done = runs.call(*runs.command(config, tmp_path / "x", "--config.data.name=nothing"))
+    done = call_main(config, tmp_path / "x", "--config.data.name=nothing")
     assert "dataset 'nothing' does not exist" in one_line(done)
 
 
