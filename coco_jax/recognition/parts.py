@@ -68,6 +68,11 @@ class Tower(NamedTuple):
             lambda path, _: jnp.asarray(arrays[self.name(path)]), self.params
         )
 
+    def arrays(self, params: Any) -> dict[str, np.ndarray]:
+        """Parameters by name, the reverse of `fill`; on CPUs they share the memory of `params`."""
+        leaves = jax.tree.leaves_with_path(params)
+        return {self.name(path): np.asarray(leaf) for path, leaf in leaves}
+
 
 def video_tower() -> Tower:
     """I3D."""
@@ -115,8 +120,9 @@ class TextEncoder:
     def __init__(self, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer):
         """Takes MiniLM's parameters by name, as in `text_tower().shapes`, and its tokenizer."""
         tower = text_tower()
-        self.arrays, self.tokenizer = arrays, tokenizer
+        self.tokenizer = tokenizer
         self._params = tower.fill(arrays)
+        self.arrays = tower.arrays(self._params)
         self._embed = jax.jit(lambda params, ids: nnx.merge(tower.graph, params)(ids))
 
     @classmethod

@@ -183,10 +183,11 @@ class PretrainedRecognizer(VideoRanker):
         self.windows = windows
         self.settings = settings = settings or Settings()
         self.default_threshold = settings.threshold
-        self._parts = parts = parts or Parts.published()
+        parts = parts or Parts.published()
         self._lock = threading.Lock()
         tower, self._classifier = video_tower(), parts.classifier
         self._params = tower.fill(parts.video)
+        self._parts = parts = parts._replace(video=tower.arrays(self._params))
         self._embed = jax.jit(
             lambda params, clip: nnx.merge(tower.graph, params)(
                 clip.astype(jnp.float32) / 127.5 - 1
