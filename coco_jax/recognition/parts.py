@@ -69,16 +69,17 @@ class Tower(NamedTuple):
         )
 
     def arrays(self, params: Any) -> dict[str, np.ndarray]:
-        """Parameters by name, the reverse of `fill`; on CPUs they share the memory of `params`."""
-        leaves = jax.tree.leaves_with_path(params)
-        return {self.name(path): np.asarray(leaf) for path, leaf in leaves}
+        """The parameters by name, as arrays of NumPy; on CPUs they are not copied."""
+        return {self.name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
 
 
+@functools.cache
 def video_tower() -> Tower:
     """I3D."""
     return Tower.of("video", lambda: I3D(rngs=nnx.Rngs(0)))
 
 
+@functools.cache
 def text_tower() -> Tower:
     """MiniLM."""
     return Tower.of("text", lambda: TextTower(default_text(), rngs=nnx.Rngs(0)))
@@ -122,8 +123,12 @@ class TextEncoder:
         tower = text_tower()
         self.tokenizer = tokenizer
         self._params = tower.fill(arrays)
-        self.arrays = tower.arrays(self._params)
         self._embed = jax.jit(lambda params, ids: nnx.merge(tower.graph, params)(ids))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name; on CPUs they are not copied."""
+        return text_tower().arrays(self._params)
 
     @classmethod
     def published(cls) -> "TextEncoder":
