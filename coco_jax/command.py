@@ -64,15 +64,20 @@ def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> None
         sys.exit(SOME_FAILED)
 
 
-def keep_compiled(workdir: pathlib.Path) -> None:
-    """Keeps compiled code below a workdir, unless $JAX_COMPILATION_CACHE_DIR names another place.
+def keep_compiled(folder: pathlib.Path, most_bytes: int = -1) -> None:
+    """Keeps compiled code in a folder, unless $JAX_COMPILATION_CACHE_DIR names another place.
 
-    The runs of a sweep differ little and share most of the compiled code.
+    Runs of a sweep, and commands with the same model, share most of the compiled code.
+
+    Args:
+      folder: is made when something is compiled.
+      most_bytes: of all files; what was not used for the longest time is removed. -1: no limit.
     """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / ".compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        jax.config.update("jax_compilation_cache_max_size", most_bytes)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -35,8 +35,11 @@ def test_flag_json_prints_the_scores_as_json_and_flag_plot_draws_them(
 
 
 def test_invalid_video_has_an_error_in_its_row_and_the_others_are_ranked(
-    trained_run, video_path, tmp_path
+    trained_run, video_path, tmp_path, monkeypatch
 ):
+    """The code that this command compiles is kept for the next one."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("COCO_JAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.mp4").write_bytes(b"not a video at all")
     done = runs.call(
         runs.sys.executable, "-m", "coco_jax.predict", f"--checkpoint={trained_run}",
@@ -48,6 +51,7 @@ def test_invalid_video_has_an_error_in_its_row_and_the_others_are_ranked(
     assert "x.mp4: not a video" in bad["error"] and len(good["actions"]) == 1
     assert "1 of 2 videos could not be read" in done.stderr
     assert "its answers on real videos mean nothing" in done.stderr
+    assert list((tmp_path / "cache/compiled").glob("jit_*-cache"))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Converts a JAX function to ONNX with jax2onnx.
 
-Before that, two operations are replaced by others with equal results: pooling, which jax2onnx writes
-with more dimensions than ONNX Runtime supports, and padding, which it cannot convert if the number of
-clips is free.
+Before that, some operations are replaced by others with equal results: pooling, which jax2onnx writes
+with more dimensions than ONNX Runtime supports; padding, which it cannot convert if the number of
+clips is free; and of a choice between platforms, only the program for CPUs is kept.
 """
 
 import contextlib
@@ -69,11 +69,22 @@ def _evaluate(traced: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
             outputs = [_REPLACED[name](*inputs, **params)]
         elif name in ("jit", "pjit"):
             outputs = _evaluate(params["jaxpr"], inputs)
+        elif name == "remat2":  # of jax.checkpoint
+            outputs = _evaluate(core.ClosedJaxpr(params["jaxpr"], []), inputs)
+        elif name == "platform_index":
+            outputs = [_index_of_cpu(params["platforms"])]
+        elif name == "cond" and isinstance(inputs[0], int):
+            outputs = _evaluate(params["branches"][inputs[0]], inputs[1:])
         else:
             outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
             outputs = outputs if equation.primitive.multiple_results else [outputs]
         values |= zip(equation.outvars, outputs, strict=True)
     return [value(x) for x in jaxpr.outvars]
+
+
+def _index_of_cpu(platforms: Sequence[Sequence[str] | None]) -> int:
+    """The branch of `jax.lax.platform_dependent` for CPUs; None stands for all other platforms."""
+    return next(i for i, names in enumerate(platforms) if names is None or "cpu" in names)
 
 
 def _pad(x: Any, fill: Any, *, padding_config: Sequence[tuple[int, int, int]]) -> Any:

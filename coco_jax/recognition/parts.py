@@ -68,12 +68,18 @@ class Tower(NamedTuple):
             lambda path, _: jnp.asarray(arrays[self.name(path)]), self.params
         )
 
+    def arrays(self, params: Any) -> dict[str, np.ndarray]:
+        """The parameters by name, as arrays of NumPy; on CPUs they are not copied."""
+        return {self.name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
 
+
+@functools.cache
 def video_tower() -> Tower:
     """I3D."""
     return Tower.of("video", lambda: I3D(rngs=nnx.Rngs(0)))
 
 
+@functools.cache
 def text_tower() -> Tower:
     """MiniLM."""
     return Tower.of("text", lambda: TextTower(default_text(), rngs=nnx.Rngs(0)))
@@ -115,9 +121,14 @@ class TextEncoder:
     def __init__(self, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer):
         """Takes MiniLM's parameters by name, as in `text_tower().shapes`, and its tokenizer."""
         tower = text_tower()
-        self.arrays, self.tokenizer = arrays, tokenizer
+        self.tokenizer = tokenizer
         self._params = tower.fill(arrays)
         self._embed = jax.jit(lambda params, ids: nnx.merge(tower.graph, params)(ids))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name; on CPUs they are not copied."""
+        return text_tower().arrays(self._params)
 
     @classmethod
     def published(cls) -> "TextEncoder":

@@ -121,6 +121,20 @@ def hubness(
     return np.asarray(_hubness(v_KF, seen_SF, NEIGHBOURS))
 
 
+def _origin(
+    centred_FS: Float[np.ndarray, "F S"], bias_S: Float[np.ndarray, " S"]
+) -> Float[np.ndarray, " F"]:
+    """The feature of smallest norm for which all logits are equal; it is subtracted from features.
+
+    It is a sum of the kernel's columns. They are centred, so their products with each other are a
+    singular matrix: a constant is added to it, which all solutions with the sum 0 leave as it is.
+    """
+    kernel_FS = centred_FS.astype(np.float64)
+    products_SS = kernel_FS.T @ kernel_FS
+    weight_S = np.linalg.solve(products_SS + products_SS.diagonal().mean(), bias_S.mean() - bias_S)
+    return (kernel_FS @ weight_S).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The constants of a recogniser; a saved model keeps those that it was saved with."""
@@ -183,10 +197,11 @@ class PretrainedRecognizer(VideoRanker):
         self.windows = windows
         self.settings = settings = settings or Settings()
         self.default_threshold = settings.threshold
-        self._parts = parts = parts or Parts.published()
+        parts = parts or Parts.published()
         self._lock = threading.Lock()
         tower, self._classifier = video_tower(), parts.classifier
         self._params = tower.fill(parts.video)
+        self._parts = parts = parts._replace(video={})  # they are in `_params`: 49 MB are kept once
         self._embed = jax.jit(
             lambda params, clip: nnx.merge(tower.graph, params)(
                 clip.astype(jnp.float32) / 127.5 - 1
@@ -194,9 +209,7 @@ class PretrainedRecognizer(VideoRanker):
         )
         centred_FS = self._classifier.kernel - self._classifier.kernel.mean(1, keepdims=True)
         self._seen_SF = unit(centred_FS.T)
-        # The feature of smallest norm for which all logits are equal; it is subtracted from features.
-        bias_S = self._classifier.bias - self._classifier.bias.mean()
-        self._origin_F = np.linalg.lstsq(centred_FS.T, -bias_S, rcond=None)[0]
+        self._origin_F = _origin(centred_FS, self._classifier.bias)
         self._row_of = {name: row for row, name in enumerate(parts.actions)}
         self._names = action_names.Classes(parts.actions)
         found = [self._row(name) for name in self._classifier.classes]
@@ -230,7 +243,7 @@ class PretrainedRecognizer(VideoRanker):
         """
         parts, encoder = self._parts, self._encoder
         arrays = {
-            **parts.video,
+            **video_tower().arrays(self._params),
             **encoder.arrays,
             "classifier/kernel": parts.classifier.kernel,
             "classifier/bias": parts.classifier.bias,
@@ -260,7 +273,7 @@ class PretrainedRecognizer(VideoRanker):
         """All parameters except those of the text encoder, by path."""
         parts = self._parts
         return {
-            **parts.video,
+            **video_tower().arrays(self._params),
             "classifier/kernel": parts.classifier.kernel,
             "classifier/bias": parts.classifier.bias,
             **{f"features/{block}": x for block, x in parts.features.items()},

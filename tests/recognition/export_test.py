@@ -131,6 +131,16 @@ def test_replaced_operations_give_equal_results(window, strides):
     np.testing.assert_array_equal(replaced[0], function(x))
 
 
+def test_the_program_for_cpus_is_kept_of_a_choice_between_platforms():
+    @jax.jit
+    def function(x):
+        cpu = jax.checkpoint(jnp.sin)
+        return jax.lax.platform_dependent(x, tpu=jnp.cos, cpu=cpu, default=jnp.tan)
+
+    (found,) = onnx_model._evaluate(jax.make_jaxpr(function)(1.0), [jnp.float32(1)])
+    assert found == pytest.approx(np.sin(1), abs=1e-6)
+
+
 def test_the_command_writes_an_export_and_replaces_its_table(
     untrained, parse, monkeypatch, tmp_path, capsys
 ):
@@ -142,5 +152,9 @@ def test_the_command_writes_an_export_and_replaces_its_table(
     parse(coco_jax.export, f"--output={tmp_path}", "--actions=jumps", "--only_actions")
     coco_jax.export.command(["export", "pretrained"])
     assert (tmp_path / "actions.safetensors").read_bytes() != before
+    parse(coco_jax.export, f"--output={tmp_path / 'other'}", "--actions=jumps", "--only_actions")
+    with pytest.raises(UserError, match="no export"):
+        coco_jax.export.command(["export", "pretrained"])
+    assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="give a model and a folder"):
         coco_jax.export.command(["export"])

@@ -42,6 +42,16 @@ def test_stored_features_are_those_of_the_corpus():
         np.testing.assert_allclose(stored[block][chosen], made[block].astype(float), atol=2e-3)
 
 
+def test_all_logits_are_equal_at_the_origin_which_has_the_smallest_norm():
+    rng = np.random.default_rng(0)
+    kernel_FS, bias_S = rng.normal(size=(12, 5)), rng.normal(size=5)
+    kernel_FS -= kernel_FS.mean(1, keepdims=True)
+    origin_F = pretrained._origin(kernel_FS, bias_S)
+    assert np.ptp(origin_F @ kernel_FS + bias_S) < 1e-6
+    least_F = np.linalg.lstsq(kernel_FS.T, bias_S.mean() - bias_S, rcond=None)[0]
+    np.testing.assert_allclose(origin_F, least_F, atol=1e-6)
+
+
 def test_prototypes_of_unseen_actions_are_found_by_their_texts(cache):
     """300 of the 400 Kinetics actions are seen; docs/pretrained.md has the mean over many splits.
 
@@ -178,6 +188,16 @@ def test_saved_model_needs_no_package_and_gives_the_same_prototypes(recognizer, 
     jax.tree.map(np.testing.assert_array_equal, ours.arrays, theirs.arrays)
 
 
+def test_weights_are_in_memory_once(recognizer):
+    encoder = recognizer._encoder
+    for arrays, params in (
+        (recognizer.arrays, recognizer._params),
+        (encoder.arrays, encoder._params),
+    ):
+        for leaf in jax.tree.leaves(params):
+            assert any(np.shares_memory(leaf, x) for x in arrays.values() if x.shape == leaf.shape)
+
+
 def test_card_has_licences_and_the_numbers_of_the_page(saved):
     card = (saved / "README.md").read_text()
     page = (runs.ROOT / "docs/pretrained.md").read_text()
@@ -281,7 +301,7 @@ def test_window_has_the_raw_scores_of_a_video_of_its_frames(recognizer, tmp_path
     assert found.segments[0].score == pytest.approx(ranked[0].score, abs=1e-5)
 
 
-def test_threads_load_the_text_encoder_once(recognizer):
+def test_threads_load_the_text_encoder_once(cache):
     loads = []
 
     def load():
@@ -289,7 +309,8 @@ def test_threads_load_the_text_encoder_once(recognizer):
         time.sleep(0.05)  # while the other threads arrive
         return types.SimpleNamespace(means=lambda groups: np.ones((len(groups), 384)) / 384**0.5)
 
-    fresh = pretrained.PretrainedRecognizer(parts=recognizer._parts._replace(encoder=load))
+    published = parts.Parts.published()
+    fresh = pretrained.PretrainedRecognizer(parts=published._replace(encoder=load))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(fresh.embed_actions, [["zorbling"]] * 4))
     assert loads == [1]

@@ -16,7 +16,7 @@ from coco_jax import config as configs
 from coco_jax import presets, sharding, weights
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.errors import UserError
-from coco_jax.models.i3d import I3D, MIXED, conv3d
+from coco_jax.models.i3d import I3D, MIXED, conv3d, max_pool
 from coco_jax.sharding import path_of
 from coco_jax.training.step import make_program
 from coco_jax.weights import files, i3d, packages
@@ -146,6 +146,57 @@ def test_convolution_over_frames_equals_a_3d_convolution(frames, side, size, str
     np.testing.assert_allclose(
         conv3d(jnp.asarray(x), jnp.asarray(kernel), stride), want, rtol=1e-4, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5])
+def test_gradients_of_the_convolution_are_those_of_a_3d_convolution(frames):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, frames, 5, 4, 30)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 30, 6)).astype(np.float32)
+    weight = rng.normal(size=(2, frames, 5, 4, 6)).astype(np.float32)
+
+    def by_jax(x, kernel):
+        out = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+        return (out * weight).sum()
+
+    found = jax.jit(jax.grad(lambda *args: (conv3d(*args) * weight).sum(), (0, 1)))(x, kernel)
+    wanted = jax.jit(jax.grad(by_jax, (0, 1)))(x, kernel)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_other_platforms_and_precisions_sum_the_frames_of_the_kernel():
+    """On CPUs, four products for two frames serve float32 only: in bfloat16, their sums lose digits."""
+    x = jnp.ones((1, 4, 5, 5, 30))
+    kernel = jnp.ones((3, 3, 3, 30, 2))
+
+    def convolutions(platform, x):
+        program = jax.jit(conv3d).trace(x, kernel.astype(x.dtype))
+        return (
+            program.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.convolution(")
+        )
+
+    assert convolutions("cpu", x) == 4
+    assert convolutions("cpu", x.astype(jnp.bfloat16)) == convolutions("cuda", x) == 3
+
+
+@pytest.mark.parametrize(
+    "window, strides",
+    [
+        ((1, 3, 3), (1, 2, 2)),
+        ((3, 3, 3), (1, 1, 1)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((2, 2, 2), (2, 2, 2)),
+    ],
+)
+def test_pooling_by_axis_equals_pooling_of_whole_windows(window, strides):
+    x = np.random.default_rng(0).normal(size=(2, 7, 9, 10, 3)).astype(np.float32)
+    whole = jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *strides, 1), "SAME"
+    )
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x), window, strides), whole)
 
 
 def test_class_of_real_clips_is_first(tower, tensors):
