@@ -18,13 +18,13 @@ ACTIONS="jumping jacks, somersaulting, crying, juggling"
 die() { echo "clean_install: $*" >&2; exit 1; }
 
 # step COMMAND...: prints the command and runs it.
-step() { echo "--- $*"; "$@"; }
+step() { echo "--- $*" >&2; "$@"; }
 
 # refused TEXT COMMAND...: the command ends with exit code 2 and one line that has the text.
 refused() {
   local text=$1 code=0 said
   shift
-  echo "--- $* (refused)"
+  echo "--- $* (refused)" >&2
   said=$("$@" 2>&1 >/dev/null) || code=$?
   [[ $code -eq 2 && $said == *"$text"* && $said != *$'\n'* ]] || die "exit code $code: $said"
 }
@@ -42,7 +42,7 @@ WHEEL=$(echo "$PLACE"/coco_jax-*.whl)
 
 install ""
 [[ $(coco-jax --version) == "$(basename "$WHEEL" | cut -d- -f2)" ]] || die "wrong version"
-coco-jax --help | head -1
+coco-jax --help >help
 touch a.mp4
 refused 'pip install "coco_jax[zero-shot]"' coco-jax predict a.mp4 --actions="$ACTIONS"
 refused 'pip install "coco_jax[train]"' coco-jax train --config=own_data

@@ -102,11 +102,12 @@ def replace_table(recognizer: VideoRanker, candidates: Any, folder: pathlib.Path
     """Writes a table of other actions into the folder of an export.
 
     Raises:
-      UserError: the folder cannot be written, or the scores are not linear.
+      UserError: the folder is no export or cannot be written, or the scores are not linear.
     """
     table = table_of(recognizer, candidates)
+    if not (folder / HEAD).is_file():
+        raise UserError(f"{folder}: no export (no {HEAD}); write one first, without --only_actions")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_table(folder, table)
     except OSError as error:
         raise UserError(

@@ -152,5 +152,9 @@ def test_the_command_writes_an_export_and_replaces_its_table(
     parse(coco_jax.export, f"--output={tmp_path}", "--actions=jumps", "--only_actions")
     coco_jax.export.command(["export", "pretrained"])
     assert (tmp_path / "actions.safetensors").read_bytes() != before
+    parse(coco_jax.export, f"--output={tmp_path / 'other'}", "--actions=jumps", "--only_actions")
+    with pytest.raises(UserError, match="no export"):
+        coco_jax.export.command(["export", "pretrained"])
+    assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="give a model and a folder"):
         coco_jax.export.command(["export"])

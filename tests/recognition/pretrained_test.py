@@ -188,6 +188,16 @@ def test_saved_model_needs_no_package_and_gives_the_same_prototypes(recognizer, 
     jax.tree.map(np.testing.assert_array_equal, ours.arrays, theirs.arrays)
 
 
+def test_weights_are_in_memory_once(recognizer):
+    encoder = recognizer._encoder
+    for arrays, params in (
+        (recognizer.arrays, recognizer._params),
+        (encoder.arrays, encoder._params),
+    ):
+        for leaf in jax.tree.leaves(params):
+            assert any(np.shares_memory(leaf, x) for x in arrays.values() if x.shape == leaf.shape)
+
+
 def test_card_has_licences_and_the_numbers_of_the_page(saved):
     card = (saved / "README.md").read_text()
     page = (runs.ROOT / "docs/pretrained.md").read_text()
