@@ -1,8 +1,9 @@
 """Fixtures for all tests: eight CPU devices, the benchmark motion_zsar, a tiny config."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -46,6 +47,24 @@ def compiled(tmp_path_factory) -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Runs in the block use one of the eight devices: they compile and save in half of the time."""
+    import jax
+
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        yield
+
+
+@pytest.fixture
+def one_device() -> Iterator[None]:
+    """The runs of a test use one device, for tests in which the number does not matter."""
+    with on_one_device():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,7 @@ def shrunk(config: ConfigDict, data: pathlib.Path) -> ConfigDict:
 # I3D has one shape only, whose two compilations take minutes; PE-Core's config differs from the first
 # one's only in its towers. tests/weights has the rest.
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(("i3d", "pe"))])
+@pytest.mark.usefixtures("one_device")
 def test_two_steps_and_an_evaluation_on_generated_videos(benchmarks, tmp_path, name):
     config = shrunk(load(name), benchmarks)
     metrics = run(config, tmp_path, "both", False)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
@@ -105,6 +106,8 @@ class _Opened:
     # to a time (AVI, MPEG-TS). Its frames are counted instead.
     pts_N: Int[np.ndarray, " N"] | None
     keys_K: Int[np.ndarray, " K"]
+    # One for all frames: to set up a conversion takes longer than to convert a small frame.
+    reformatter: VideoReformatter
 
 
 def probe(video: Video, name: str | None = None) -> VideoInfo:
@@ -211,7 +214,7 @@ def decode(
         frames_THWC: Any = None
         for index, frame in _decoded(opened, sorted(missing)):
             if index in missing:
-                rgb = _rgb(frame, height, width, turned=size is not None)
+                rgb = _rgb(opened, frame, height, width, turned=size is not None)
                 if frames_THWC is None:
                     frames_THWC = np.empty((len(index_T), *rgb.shape), np.uint8)
                 frames_THWC[index_T == index] = rgb
@@ -253,7 +256,7 @@ def decode_windows(
         window, frames_THWC = 0, None
         for index, frame in _decoded(opened, np.flatnonzero(is_wanted_N).tolist()):
             if is_wanted_N[index]:
-                kept[index] = _rgb(frame, height, width)
+                kept[index] = _rgb(opened, frame, height, width)
             while window < len(index_NT) and index >= index_NT[window, -1]:
                 index_T = index_NT[window]
                 if missing := set(index_T.tolist()) - kept.keys():
@@ -269,11 +272,12 @@ def decode_windows(
 
 
 def _rgb(
-    frame: Any, height: int, width: int, *, turned: bool = False
+    opened: _Opened, frame: Any, height: int, width: int, *, turned: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A decoded frame, upright and scaled.
 
     Args:
+      opened: the file.
       frame: of PyAV.
       height: in pixels.
       width: in pixels.
@@ -282,8 +286,8 @@ def _rgb(
     """
     quarters = round(frame.rotation / 90)
     h, w = (width, height) if turned and quarters % 2 else (height, width)
-    rgb = frame.reformat(w, h, "rgb24", interpolation="BILINEAR").to_ndarray()
-    return np.rot90(rgb, quarters % 4)
+    rgb = opened.reformatter.reformat(frame, w, h, "rgb24", interpolation="BILINEAR", threads=1)
+    return np.rot90(rgb.to_ndarray(), quarters % 4)
 
 
 def _undecodable(name: str, missing: int) -> VideoError:
@@ -465,7 +469,9 @@ def _index(name: str, container: Any) -> _Opened:
             )
         fps = count / duration
     info = VideoInfo(count, fps, duration, height, width, stream.codec_context.name, starts)
-    return _Opened(name, container, stream, info, pts_N if timed else None, keys_K)
+    return _Opened(
+        name, container, stream, info, pts_N if timed else None, keys_K, VideoReformatter()
+    )
 
 
 def _decoded(opened: _Opened, wanted: list[int]) -> Iterator[tuple[int, Any]]:

@@ -11,6 +11,7 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -141,9 +142,14 @@ def test_rotated_video_is_turned_upright_and_keeps_its_aspect_ratio(turned, monk
         def __init__(self, frame):
             self.frame, self.rotation = frame, turned
 
-        def __getattr__(self, name):
-            return getattr(self.frame, name)
+    class Reformatter:
+        def __init__(self):
+            self.real = VideoReformatter()
 
+        def reformat(self, frame, *args, **options):
+            return self.real.reformat(frame.frame, *args, **options)
+
+    monkeypatch.setattr(videos, "VideoReformatter", Reformatter)
     original = videos._decoded
     monkeypatch.setattr(
         videos, "_decoded", lambda *args: ((i, Turned(f)) for i, f in original(*args))

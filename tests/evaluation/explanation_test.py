@@ -122,6 +122,7 @@ def test_a_class_without_a_tested_video_has_no_captions(scored):
     assert [entry["action"] for entry in captions] == list(plan.unseen[1:])
 
 
+@pytest.mark.usefixtures("one_device")
 def test_closed_form_is_rebuilt_by_the_coefficients_of_its_regression(make, dataset, tmp_path):  # noqa: F811
     """With a strong regularisation the coefficients are proportional to the kernel."""
     run(make(alignment="ridge", ablation="full", ridge__strength=1e4), tmp_path)

@@ -70,7 +70,7 @@ def journal(folder):
     return [json.loads(line) for line in (folder / search.JOURNAL).read_text().splitlines()]
 
 
-def test_search_measures_validation_classes_only(config, dataset, tmp_path):
+def test_search_measures_validation_classes_only(config, dataset, tmp_path, one_device):
     """Real runs; a record of a test class raises when it is read."""
     trials, _, new = search_to(config, tmp_path / "a", 1)
     assert len(trials) == 1 and trials == new

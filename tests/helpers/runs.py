@@ -12,6 +12,8 @@ import numpy as np
 from conftest import QUICK_COMPILATION
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# For runs of many steps: the code is as fast as that of XLA's defaults, which take longer to compile.
+OPTIMIZED = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 # A config file that returns the tiny config.
 CONFIG = """
 import sys
@@ -25,9 +27,8 @@ def get_config():
 
 def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
     """The environment of a child process: few devices; compiled quickly unless `optimize`."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    if not optimize:
-        flags += f" {QUICK_COMPILATION}"
+    compilation = OPTIMIZED if optimize else QUICK_COMPILATION
+    flags = f"--xla_force_host_platform_device_count={devices} {compilation}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 

@@ -18,7 +18,7 @@ from coco_jax.evaluation.experiment import run
 from coco_jax.evaluation.results import summarise, write_json
 from coco_jax.recognition import features, index
 from coco_jax.recognition.feature_recognizer import FeatureRecognizer
-from conftest import tiny_config
+from conftest import on_one_device, tiny_config
 from tests.helpers import runs
 from tests.helpers.rankers import COLOURS, ColourRanker, coloured
 from tfds_builders.build import build
@@ -61,7 +61,8 @@ def workplace(tmp_path_factory):
     build("video_features", str(folder / "data"), str(folder / "own"))
     build("actionhub/manual", str(folder / "data"), str(folder / "own/texts"))
     config = own_config(folder, "i3d")
-    metrics = run(config, folder / "runs")
+    with on_one_device():
+        metrics = run(config, folder / "runs")
     write_json(folder / "runs/results.json", summarise([metrics], config.to_dict()))
     return folder
 
@@ -137,7 +138,7 @@ def test_notebook_name_actions(workplace, capsys, monkeypatch):
     assert f"{videos[0]} -> {videos[0].parent.name.split()[1]}" in printed
 
 
-def test_notebook_own_data(workplace, tmp_path, capsys, monkeypatch):
+def test_notebook_own_data(workplace, tmp_path, capsys, monkeypatch, one_device):
     """The notebook trains the model of the other tests again."""
     shutil.copytree(workplace / "videos", tmp_path / "videos")
     shutil.copytree(workplace / "own/texts", tmp_path / "own/texts")

@@ -10,6 +10,7 @@ from coco_jax.configs import zero_shot
 import coco_jax
 from coco_jax.errors import UserError
 from coco_jax.evaluation.experiment import run
+from conftest import on_one_device
 from tests.evaluation.frozen_test import clip
 from tests.helpers import mveb as files
 from tests.helpers import references
@@ -54,7 +55,8 @@ def ours(parquet, clip, tmp_path_factory):
         config[section].update(small[section], weights=str(folder), trainable="none")
     config.video_tower.frames = recognizer.config.video_tower.frames
     config.model.dim = small.model.dim
-    return run(config, tmp_path_factory.mktemp("run")), recognizer
+    with on_one_device():
+        return run(config, tmp_path_factory.mktemp("run")), recognizer
 
 
 def task_of(parquet):

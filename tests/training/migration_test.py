@@ -16,6 +16,7 @@ from coco_jax.evaluation.experiment import run
 from coco_jax.recognition.recognizer import Recognizer
 
 RUN = "full/split1/seed0"
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ def message_of(child: subprocess.Popen) -> str:
     return line
 
 
-@pytest.mark.parametrize(("victim", "how"), [(2, signal.SIGKILL), (0, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("victim", "how"), [(2, signal.SIGKILL), (0, signal.SIGSTOP), (0, signal.SIGKILL)]
+)
 def test_all_processes_end_if_one_dies_also_if_they_wait_in_other_collectives(victim, how):
     """A process that is stopped is like one on a host without power: it closes no connection."""
     children = start(3, {0: "gather", 1: "barrier", 2: "sleep"})

@@ -1,4 +1,4 @@
-"""SIGTERM during compilation and during steps; the flag --profile_steps."""
+"""Signals during compilation and during steps; the flag --profile_steps."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ print("ready", flush=True)
 HASH = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
 
 
-def start(what: str) -> subprocess.Popen:
+def start(what: str, number: signal.Signals = signal.SIGTERM) -> subprocess.Popen:
     child = subprocess.Popen(
         [sys.executable, "-c", BUSY.format(what=what)],
         env=runs.environment(),
@@ -30,7 +30,7 @@ def start(what: str) -> subprocess.Popen:
     )
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.3)
-    child.send_signal(signal.SIGTERM)
+    child.send_signal(number)
     return child
 
 
@@ -40,17 +40,19 @@ def test_sigterm_with_nothing_to_save_exits_at_once_even_in_c_code():
     assert child.returncode == 0 and "nothing was lost" in errors
 
 
-def test_sigterm_with_unsaved_steps_exits_after_they_are_saved():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_with_unsaved_steps_exits_after_they_are_saved(number, code):
     child = start(
         "import time\n"
         "with stop.saving():\n"
         "    time.sleep(1.5)\n"
         "    print('saved', stop.requested, flush=True)\n"
         "stop.exit_if_saved()\n"
-        "print('not reached')"
+        "print('not reached')",
+        number,
     )
     output, errors = child.communicate(timeout=20)
-    assert child.returncode == 0 and output == "saved True\n" and "SIGTERM" in errors
+    assert child.returncode == code and output == "saved True\n" and number.name in errors
 
 
 @pytest.mark.parametrize("text", ["5", "5:", "0:3", "7:5", "a:b", "1:2:3"])

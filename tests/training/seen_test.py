@@ -21,6 +21,8 @@ from coco_jax.training.step import make_program
 from coco_jax.training.text_features import class_features, with_features
 from tests.helpers.runs import final_params, result
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

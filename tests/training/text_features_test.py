@@ -108,7 +108,6 @@ def test_auxiliary_pool_and_ablations_without_descriptions_use_features(frozen):
     for changes in (
         {"cycle__pool": "auxiliary"},
         {"ablation": "label+cycle"},
-        {"ablation": "label"},
     ):
         task, program, params = opened(frozen(**changes))
         texts = with_features(task, program, params).step_texts(0)

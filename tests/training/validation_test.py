@@ -22,6 +22,7 @@ from coco_jax.training.writers import Writer
 from tests.helpers import runs
 
 RUN = "label/split1/seed0"
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

@@ -333,7 +333,7 @@ def test_every_dataset_named_in_a_config_has_a_builder():
             assert name is None or name.partition("/")[0] in names(), (path.name, name)
 
 
-def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
+def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path, one_device):
     """One class has a real video, the other 100 have generated ones."""
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
@@ -364,7 +364,7 @@ def test_ucf101_with_a_real_clip_trains_and_evaluates(clips, tmp_path):
     assert real["video"] == (clips / "applying_eye_makeup.avi").read_bytes()
 
 
-def test_cross_dataset_run_evaluates_each_named_test_split(tmp_path):
+def test_cross_dataset_run_evaluates_each_named_test_split(tmp_path, one_device):
     """The datasets of training and evaluation have one class name in common."""
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config

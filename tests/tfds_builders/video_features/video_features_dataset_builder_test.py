@@ -148,7 +148,7 @@ def test_split_without_usable_features_is_an_error_in_one_line(tmp_path):
     assert "has no values" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_coco_trains_on_features(tmp_path):
+def test_coco_trains_on_features(tmp_path, one_device):
     from coco_jax.evaluation.experiment import run
     from conftest import tiny_config
 
