@@ -177,7 +177,8 @@ def play(
     data = own_data(data_dir, work_dir)
     config = runs.write_config(
         work_dir / "config.py", str(data), optimizer__steps=STEPS, checkpoint_every=EVERY,
-        keep_checkpoints=3, video_tower__dropout=0.1, text_tower__trainable="none", ablation="full",
+        keep_checkpoints=3, video_tower__dropout=0.1, video_tower__temporal="mean",
+        text_tower__trainable="none", ablation="full",
     )  # fmt: skip
     run = Run(config, work_dir, processes)
     # The first run compiles; the length of the last one is used for the times of kills.
