@@ -34,7 +34,7 @@ install() { step pip install --quiet --disable-pip-version-check "$WHEEL$1"; }
 
 mkdir -p "$PLACE/source" "$PLACE/empty"
 (cd "$ROOT" && git ls-files -z | xargs -0 cp --parents -t "$PLACE/source")
-python3 -m venv "$PLACE/venv"
+python3 -m venv --clear "$PLACE/venv"
 PATH=$PLACE/venv/bin:$PATH
 cd "$PLACE/empty"
 pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir="$PLACE" "$PLACE/source"

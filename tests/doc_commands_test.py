@@ -273,7 +273,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def run_page(files, stand_in, tmp_path, monkeypatch, capsys):
-    """Runs the commands of a page in their order: `run_page(page, *more)`; gives what they print.
+    """Runs the commands of a page in their order: `run_page(page)`; gives what they print.
 
     The working folder is a copy of `files`, and FOLDER is a folder of videos, unless the page writes it.
     """
@@ -284,14 +284,14 @@ def run_page(files, stand_in, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FeatureRecognizer, "source", stand_in)
     monkeypatch.setattr(samples, "fetch", lambda: [folder / "long.mp4"])
 
-    def run(page: str, *more: str) -> str:
+    def run(page: str) -> str:
         if page == "tfds_builders/video_features/README.md":
             shutil.copytree("videos", "VIDEOS")
         elif page != "docs/export.md":
             shutil.copytree("videos", "FOLDER", dirs_exist_ok=True)
         printed = ""
         for command in complete(page):
-            code = doc_commands.run(command.text, *(SHORT if " train " in command.text else more))
+            code = doc_commands.run(command.text, *(SHORT if " train " in command.text else ()))
             out, err = capsys.readouterr()
             assert code == 0, f"{command}\n{out}{err}"
             printed += out

@@ -1,6 +1,7 @@
 """The package: the files and metadata of its wheel; the versions in requirements files."""
 
 import configparser
+import importlib.metadata
 import pathlib
 import re
 import shutil
@@ -8,10 +9,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 
 import pytest
 import setuptools
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -76,6 +79,48 @@ def test_wheel_metadata_has_the_command_the_license_and_the_version(wheel):
 
 
 EXTRAS = PROJECT["project"]["optional-dependencies"]
+LOADED = """
+import importlib.metadata, sys
+import jax, jax.numpy as jnp
+jax.export.export(jax.jit(jnp.sin))(jnp.ones(3)).serialize()
+import coco_jax.export, coco_jax.features, coco_jax.index, coco_jax.predict
+import coco_jax.evaluation.compare, coco_jax.evaluation.report
+import coco_jax.recognition.export, coco_jax.recognition.features, coco_jax.recognition.index
+import coco_jax.recognition.loading, coco_jax.recognition.pretrained, coco_jax.recognition.towers
+packages = importlib.metadata.packages_distributions()
+files = {name.partition(".")[0] for name, m in sys.modules.items() if getattr(m, "__file__", None)}
+print(*sorted({",".join(packages[name]) for name in files if name in packages}))  # google has several
+"""
+USED_IF_INSTALLED = {"cloudpickle", "zstandard"}  # by jax
+
+
+def needed(lines: Iterable[str], found: frozenset[str] = frozenset()) -> set[str]:
+    """The names of all packages that these requirements install."""
+    names = set(found)
+    for requirement in map(Requirement, lines):
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            marked = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if marked and f"{name}[{extra}]" not in names:
+                names.add(f"{name}[{extra}]")
+                below = [
+                    str(r)
+                    for r in map(Requirement, importlib.metadata.requires(name) or ())
+                    if r.marker is None or r.marker.evaluate({"extra": extra})
+                ]
+                names |= needed([line.partition(";")[0] for line in below], frozenset(names))
+    return names
+
+
+def test_commands_without_extras_load_only_packages_that_are_required():
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = [{canonicalize_name(n) for n in names.split(",")} for names in done.stdout.split()]
+    names = {name.partition("[")[0] for name in needed(PROJECT["project"]["dependencies"])}
+    names |= {"coco-jax", *USED_IF_INSTALLED}
+    assert not [packages for packages in loaded if not packages & names]
+    assert {"flatbuffers"} in loaded and {"jax"} in loaded
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)

@@ -28,7 +28,7 @@ def ladder(frames=FRAMES, height=32, width=48):
     return np.broadcast_to(grey[:, None, None, None], (frames, height, width, 3)).copy()
 
 
-VIDEO = videos.encode(ladder(), FPS)  # GOPs of 12, B-frames
+VIDEO = videos.encode(ladder(), FPS)  # GOPs of 12
 
 
 def with_container(container, codec):
@@ -80,6 +80,36 @@ def test_decoding_starts_at_a_keyframe_and_stops_at_the_last_requested_frame(mon
     assert 20 < group < 26  # the keyframe is neither the first frame nor the requested one
     videos.decode(VIDEO, np.array([2.65]))
     assert decoded == list(range(group, 27))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_to_which_no_other_refers_are_left_out(codec, monkeypatch):
+    """The wanted frames are still those of a full decode, in every pixel."""
+    noise = np.random.default_rng(0).integers(0, 64, (FRAMES, 64, 64, 3), dtype=np.uint8)
+    stored = io.BytesIO()
+    with av.open(stored, "w", format="mp4") as out:
+        params = "scenecut=0:b-adapt=0:bframes=3:keyint=12"  # most frames are B-frames
+        options = {"bf": "3", codec.removeprefix("lib") + "-params": params}
+        stream = out.add_stream(codec, rate=FPS, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for picture in noise + ladder(height=64, width=64) // 2:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    video = stored.getvalue()
+    whole = videos.decode(video, None)
+    counts = []
+    needed = videos._needed
+
+    def counted(*args):
+        frames = list(needed(*args))
+        counts.append(len(frames))
+        return iter(frames)
+
+    monkeypatch.setattr(videos, "_needed", counted)
+    for index in range(FRAMES):
+        (frame,) = videos.decode(video, np.array([index / FPS]))
+        np.testing.assert_array_equal(frame, whole[index])
+    assert len(counts) == FRAMES and max(counts) < 0.7 * FRAMES
 
 
 def test_frames_of_real_clips_equal_those_of_a_full_decode(clips):

@@ -183,11 +183,11 @@ def check(text: str, in_text: bool = False) -> None:
     """
     words = split(text)
     program = words[0].removeprefix(".venv/bin/")
-    if len(words) == 1 and not program.startswith("launch/"):
-        return  # the name of a program in a sentence
     if program == "/usr/bin/time":
         words = words[2:]
-        program = words[0]
+        program = words[0] if words else ""
+    if len(words) < 2 and not program.startswith("launch/"):
+        return  # the name of a program in a sentence
     if program == "coco-jax":
         _check_coco_jax(words[1:], in_text)
     elif program == "python":
