@@ -29,7 +29,10 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 
 # The files that take longest run first, so that the workers end together (--dist=loadfile).
-LONGEST = ("main_test.py", "configs_test.py")
+LONGEST = (
+    "main_test.py", "benchmark_test.py", "step_test.py", "configs_test.py", "kills_test.py",
+    "checkpoint_test.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

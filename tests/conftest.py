@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -79,3 +81,28 @@ def parse(monkeypatch):
 
     yield parse_arguments
     forget()
+
+
+@pytest.fixture
+def call_here(parse, capsys, one_device):
+    """Runs a command line of coco_jax.main in this process, on one device; otherwise as `runs.call`."""
+    from coco_jax import main
+    from coco_jax.errors import reported
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(python: str, m: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
+        assert module == main.PROGRAM
+        parse(main, *arguments)
+        code = 0
+        try:
+            with reported(main.PROGRAM):
+                main.command([])
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    yield call
+    signal.set_wakeup_fd(-1)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -16,7 +16,7 @@ from absl import flags
 from jax.profiler import ProfileData
 
 from coco_jax import main
-from coco_jax.errors import UserError, reported
+from coco_jax.errors import UserError
 from coco_jax.evaluation.experiment import run
 from tests.helpers import runs
 
@@ -79,41 +79,20 @@ def test_time_of_a_step_is_split_and_profiled(finished):
     assert f"tensorboard --logdir={workdir / RUN}" in done.stderr
 
 
-@pytest.fixture
-def call_main(parse, capsys, one_device):
-    """Runs the command in this process; returns what `runs.call` does for a process of its own."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def call(config, workdir, *words):
-        parse(main, f"--config={config}", f"--workdir={workdir}", *words)
-        code = 0
-        try:
-            with reported(main.PROGRAM):
-                main.command([])
-        except SystemExit as end:
-            code = end.code
-        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
-
-    yield call
-    signal.set_wakeup_fd(-1)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def test_finished_sweep_is_not_trained_again(finished, call_main):
+def test_finished_sweep_is_not_trained_again(finished, call_here):
     config, workdir, _ = finished
     before = (workdir / RUN / "result.json").stat().st_mtime_ns
-    again = call_main(config, workdir, "--config.data.dir=/nowhere")
+    again = call_here(*runs.command(config, workdir, "--config.data.dir=/nowhere"))
     assert again.returncode == 0 and "clips/s" not in again.stderr
     assert "| full " in again.stdout and "clips.png is not drawn" in again.stderr
     assert (workdir / RUN / "result.json").stat().st_mtime_ns == before
 
 
-def test_mode_evaluate_gives_the_same_metrics(finished, tmp_path, call_main):
+def test_mode_evaluate_gives_the_same_metrics(finished, tmp_path, call_here):
     config, workdir, _ = finished
     stored = runs.result(workdir / RUN)
     (workdir / RUN / "result.json").rename(tmp_path / "result.json")
-    done = call_main(config, workdir, "--mode=evaluate")
+    done = call_here(*runs.command(config, workdir, "--mode=evaluate"))
     assert done.returncode == 0, done.stderr
     assert runs.result(workdir / RUN) == stored
 
@@ -341,9 +320,9 @@ def test_unknown_flag_is_a_one_line_error_of_every_command(module):
     assert line.startswith(f"{module}: Unknown command line flag 'mood'")
 
 
-def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path, call_main):
+def test_unknown_dataset_is_a_one_line_error_with_exit_code_2(finished, tmp_path, call_here):
     config, _, _ = finished
-    done = call_main(config, tmp_path / "x", "--config.data.name=nothing")
+    done = call_here(*runs.command(config, tmp_path / "x", "--config.data.name=nothing"))
     assert "dataset 'nothing' does not exist" in one_line(done)
 
 
@@ -375,32 +354,32 @@ def test_invalid_config_is_a_one_line_error_with_the_field(tiny, tmp_path, field
     assert "\n" not in str(caught.value)
 
 
-def test_changed_config_is_an_error_that_lists_the_changed_fields(finished, call_main):
+def test_changed_config_is_an_error_that_lists_the_changed_fields(finished, call_here):
     config, workdir, _ = finished
     changed = ("--config.optimizer.learning_rate=0.5", "--config.log_every=7")
-    error = one_line(call_main(config, workdir, *changed))
+    error = one_line(call_here(*runs.command(config, workdir, *changed)))
     assert "optimizer.learning_rate: 0.002 -> 0.5" in error and "log_every" not in error
 
 
-def test_single_value_on_the_command_line_replaces_the_sweep(finished, tmp_path, call_main):
+def test_single_value_on_the_command_line_replaces_the_sweep(finished, tmp_path, call_here):
     """The run is finished, so it is not trained again."""
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     words = ("--config.ablation=label", "--config.data.dir=/nowhere")
-    done = call_main(config, tmp_path / "run", *words)
+    done = call_here(*runs.command(config, tmp_path / "run", *words))
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["ablations"]) == ["label"]
 
 
-def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path, call_main):
+def test_damaged_checkpoint_in_evaluation_is_a_one_line_error(finished, tmp_path, call_here):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / RUN / "result.json").unlink()
     for file in (tmp_path / "run" / RUN / "checkpoints/12/state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    error = one_line(call_main(config, tmp_path / "run", "--mode=evaluate"))
+    error = one_line(call_here(*runs.command(config, tmp_path / "run", "--mode=evaluate")))
     assert "checkpoints/12: the checkpoint is damaged" in error
 
 

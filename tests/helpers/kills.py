@@ -31,6 +31,7 @@ from tests.helpers import runs
 RUN = "full/split1/seed0"
 STEPS, EVERY = 60, 1
 MINUTE = 60  # seconds
+SOON = 0.3
 # All that a finished run leaves in its workdir.
 FILES = re.compile(
     r"results\.json|evidence\.json|plots/\w+\.png|\S+/seed0/(config\.json|tokenizer\.model"
@@ -123,6 +124,12 @@ class Run:
         return time.monotonic() - began
 
 
+def wait_for(checkpoint: pathlib.Path, child: subprocess.Popen) -> None:
+    """Waits until a checkpoint is complete, or the process has ended."""
+    while not checkpoint.is_dir() and child.poll() is None:
+        time.sleep(0.02)
+
+
 def kill(
     children: list[subprocess.Popen], how: signal.Signals, chance: random.Random
 ) -> tuple[list[int], list[int | None], float]:
@@ -156,6 +163,7 @@ def play(
     signals: str = "kill",
     uninterrupted: int = 2,
     processes: int = 1,
+    after: int | None = None,
 ) -> dict[str, Any]:
     """Runs the test that the module describes.
 
@@ -167,6 +175,8 @@ def play(
       signals: "kill" or "both".
       uninterrupted: number of uninterrupted runs to compare, at least 1.
       processes: number of processes of each run.
+      after: kill within `SOON` after the checkpoint of this step, so that the run is resumed from a
+        checkpoint and not started again; by default, at any time.
 
     Returns:
       Numbers of kills, in total and by phase, number of finished runs, the longest time in which the
@@ -177,7 +187,8 @@ def play(
     data = own_data(data_dir, work_dir)
     config = runs.write_config(
         work_dir / "config.py", str(data), optimizer__steps=STEPS, checkpoint_every=EVERY,
-        keep_checkpoints=3, video_tower__dropout=0.1, text_tower__trainable="none", ablation="full",
+        keep_checkpoints=3, video_tower__dropout=0.1, video_tower__temporal="mean",
+        text_tower__trainable="none", ablation="full",
     )  # fmt: skip
     run = Run(config, work_dir, processes)
     # The first run compiles; the length of the last one is used for the times of kills.
@@ -201,7 +212,9 @@ def play(
             children, before = run.start(workdir), int(at[-1].name) if at else 0
             if made < kills:
                 try:
-                    children[0].wait(chance.uniform(0, length))
+                    if after is not None:
+                        wait_for(folder / "checkpoints" / str(after), children[0])
+                    children[0].wait(chance.uniform(0, length if after is None else SOON))
                 except subprocess.TimeoutExpired:
                     how = signal.SIGTERM if signals == "both" and made % 2 else signal.SIGKILL
                     at_work = phase(folder, before)

@@ -7,12 +7,13 @@ import pytest
 from tests.helpers import kills, runs
 
 
-def test_run_killed_at_a_random_moment_ends_like_an_uninterrupted_run(
+def test_run_killed_while_it_trains_ends_like_an_uninterrupted_run(
     data_dir, tmp_path, monkeypatch, compiled
 ):
     monkeypatch.setattr(kills, "STEPS", 8)
-    found = kills.play(1, 1, tmp_path, data_dir, uninterrupted=1)
+    found = kills.play(1, 1, tmp_path, data_dir, uninterrupted=1, after=1)
     assert found["kills"] == 1 and found["runs"] >= 1 and found["wrong"] == []
+    assert "starting" not in found
     whole = tmp_path / "whole" / kills.RUN
     last = runs.checkpoints(whole)[-1]
     assert kills.unreadable(last) is None

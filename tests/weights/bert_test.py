@@ -114,12 +114,13 @@ def test_minilm_equals_transformers(folder, minilm):
 
 
 def test_definitions_are_nearest_to_their_own_label(minilm):
-    """Of the 400 Kinetics classes; docs/towers.md gives the result. Chance is 0.25 %."""
+    """Every fourth of the 400 Kinetics classes, among all; docs/towers.md has all. Chance is 0.25 %."""
     file = ROOT.parent / "shared" / "annotations" / "kinetics" / "classes620_label_defn.json"
     if not file.is_file():
         pytest.skip(f"no Kinetics definitions: {file} is absent")
     classes = json.loads(file.read_text())[:400]
-    labels_KD, definitions_KD = (minilm([c[field] for c in classes]) for field in ("word", "defn"))
-    rank1 = (definitions_KD @ labels_KD.T).argmax(1) == np.arange(400)
+    labels_KD = minilm([c["word"] for c in classes])
+    definitions_ND = minilm([c["defn"] for c in classes[::4]])
+    rank1 = (definitions_ND @ labels_KD.T).argmax(1) == np.arange(0, 400, 4)
     print(f"definitions to labels, rank-1: {100 * rank1.mean():.2f} %")
     assert rank1.mean() > 0.6

@@ -1,7 +1,6 @@
 """Tests of what the video builders share: reports, interrupted builds, storages, index, checksums."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -20,6 +19,7 @@ from coco_jax.data.clip_reader import ClipReader
 from coco_jax.data.loader import TrainLoader
 from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
+from tests.helpers import runs
 from tests.tfds_builders.ucf101_zsar.ucf101_zsar_dataset_builder_test import fake_lists
 from tfds_builders.build import build, names
 from tfds_builders.common import builder as base
@@ -305,15 +305,11 @@ def test_loading_with_an_index_reads_no_records(both_storages, monkeypatch):
 
 
 @pytest.mark.parametrize("config", ["k400_zsar", "hmdb51_zsar", "hmdb51_cross"])
-def test_error_on_missing_data_says_what_to_download_in_five_lines(config, tmp_path):
-    got = subprocess.run(
-        [sys.executable, "-m", "coco_jax.main", f"--config={ROOT}/configs/{config}.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_error_on_missing_data_says_what_to_download_in_five_lines(
+    config, tmp_path, monkeypatch, call_here
+):
+    monkeypatch.chdir(tmp_path)
+    got = call_here(*runs.command(ROOT / f"configs/{config}.py", tmp_path / "run"))
     lines = got.stderr.strip().splitlines()
     assert got.returncode == 2 and len(lines) == 5, got.stderr
     for line, begin in zip(lines[1:], ("Fetch:", "Size:", "Put:", "Build:"), strict=True):
