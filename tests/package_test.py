@@ -80,7 +80,9 @@ def test_wheel_metadata_has_the_command_the_license_and_the_version(wheel):
 
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 LOADED = """
-import importlib.metadata, sys
+import sys
+before = set(sys.modules)  # Python loads a part of setuptools when it starts, if it is installed
+import importlib.metadata
 import jax, jax.numpy as jnp
 jax.export.export(jax.jit(jnp.sin))(jnp.ones(3)).serialize()
 import coco_jax.export, coco_jax.features, coco_jax.index, coco_jax.predict
@@ -88,7 +90,8 @@ import coco_jax.evaluation.compare, coco_jax.evaluation.report
 import coco_jax.recognition.export, coco_jax.recognition.features, coco_jax.recognition.index
 import coco_jax.recognition.loading, coco_jax.recognition.pretrained, coco_jax.recognition.towers
 packages = importlib.metadata.packages_distributions()
-files = {name.partition(".")[0] for name, m in sys.modules.items() if getattr(m, "__file__", None)}
+loaded = [m for name, m in sys.modules.items() if name not in before]
+files = {m.__name__.partition(".")[0] for m in loaded if getattr(m, "__file__", None)}
 print(*sorted({",".join(packages[name]) for name in files if name in packages}))  # google has several
 """
 USED_IF_INSTALLED = {"cloudpickle", "zstandard"}  # by jax
