@@ -11,6 +11,7 @@ import pathlib
 import time
 
 import av
+import decord
 import numpy as np
 from absl import app, flags
 
@@ -19,6 +20,7 @@ from coco_jax.data import video as videos
 CLIPS = flags.DEFINE_string("clips", None, "Folder of videos.", required=True)
 REPEATS = flags.DEFINE_integer("repeats", 3, "Turns; the best time of each counts.", lower_bound=1)
 FRAMES, SIDE = 8, 224
+info_of: dict[pathlib.Path, videos.VideoInfo] = {}
 
 
 def ours(path: pathlib.Path) -> np.ndarray:
@@ -32,8 +34,6 @@ def ours(path: pathlib.Path) -> np.ndarray:
 
 def by_decord(path: pathlib.Path) -> np.ndarray:
     """decord's VideoReader, which scales while it decodes."""
-    import decord
-
     height, width = _target(path)
     reader = decord.VideoReader(str(path), width=width, height=height, num_threads=1)
     index_T = ((np.arange(FRAMES) + 0.5) / FRAMES * len(reader)).astype(int)
@@ -57,9 +57,6 @@ def by_pyav(path: pathlib.Path) -> np.ndarray:
     return np.stack([found[i] for i in index_T.tolist()])
 
 
-info_of: dict[pathlib.Path, videos.VideoInfo] = {}
-
-
 def _times(path: pathlib.Path) -> np.ndarray:
     return videos.sample_times(FRAMES, info_of[path].duration, "uniform")
 
@@ -81,7 +78,7 @@ def main(argv: list[str]) -> None:
         info_of[path] = videos.probe(path)
         try:
             clips = {name: reader(path) for name, reader in readers.items()}
-        except Exception as error:  # decord has no errors of its own kind
+        except (decord.DECORDError, av.FFmpegError, videos.VideoError) as error:
             left_out.append(f"{path.name} ({type(error).__name__})")
             continue
         rotated = clips["coco_jax"].shape != clips["PyAV"].shape
