@@ -53,9 +53,7 @@ def test_parameters_reach_the_device_without_compiling_a_program():
     try:
         jax.block_until_ready(jax.jit(lambda x: x + 1)(np.zeros((3, 5, 7, 1))))
         assert len(compiled) == 1  # what follows would notice a compilation
-        params = {
-            f"layer{n}": jax.ShapeDtypeStruct((3, 5, 7, 2 + n), np.float32) for n in range(4)
-        }
+        params = {f"layer{n}": jax.ShapeDtypeStruct((3, 5, 7, 2 + n), np.float32) for n in range(4)}
         tower = parts.Tower("video", None, params)
         arrays = {name: np.full(shape, 2, np.float32) for name, shape in tower.shapes.items()}
         filled = tower.fill(arrays)
