@@ -21,7 +21,6 @@ from coco_jax.models.i3d import I3D, Mixed, Unit
 
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 1, "Windows in a call.", lower_bound=1)
-GFLOP = 222.3  # of the convolutions for a window, counted directly: two for each multiply-add
 SIDE = 2048  # of the matrices
 LAYOUT = torch.channels_last_3d
 
@@ -82,6 +81,13 @@ class TorchI3D:
         return x.mean((2, 3, 4)).numpy()
 
 
+def gflop(params: nnx.State, video: np.ndarray) -> float:
+    """Operations of the direct convolutions, which are used in bfloat16, by XLA's count."""
+    graph = nnx.graphdef(I3D(dtype=jax.numpy.bfloat16, rngs=nnx.Rngs(0)))
+    lowered = jax.jit(lambda params, video: nnx.merge(graph, params)(video)).lower(params, video)
+    return lowered.cost_analysis()["flops"] / 1e9
+
+
 def main(argv: list[str]) -> None:
     """Prints the times, their ratios, and the largest difference of the features."""
     del argv
@@ -121,7 +127,7 @@ def main(argv: list[str]) -> None:
         statistic(wall["coco_jax"]) / statistic(wall["torch"]) for statistic in (min, np.median)
     ]
     rate = 2 * SIDE**3 / 1e9 / min(wall["matrix product"])
-    ours_rate = GFLOP * BATCH.value / min(wall["coco_jax"])
+    ours_rate = gflop(params, video) / min(wall["coco_jax"])
     print(
         f"time / torch's time: {ratios[0]:.2f} (best), {ratios[1]:.2f} (median); CPU time "
         f"{min(cpu['coco_jax']) / min(cpu['torch']):.2f}\n"

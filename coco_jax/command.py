@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ from ml_collections import ConfigDict
 
 from coco_jax.config import default, flatten, no_such_field
 from coco_jax.errors import UserError, reported
+from coco_jax.files import cache_folder
 from coco_jax.printing import output_may_close, printable
 
+COMPILED_BYTES = 1 << 30  # of compiled programs; those that were not used for longest are removed
 SOME_FAILED = 3  # the exit code if some videos could not be read
 
 
@@ -64,21 +67,29 @@ def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> None
         sys.exit(SOME_FAILED)
 
 
-def keep_compiled(folder: pathlib.Path, most_bytes: int = -1) -> None:
-    """Keeps compiled code in a folder, unless $JAX_COMPILATION_CACHE_DIR names another place.
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache folder, or where $JAX_COMPILATION_CACHE_DIR says.
 
-    Runs of a sweep, and commands with the same model, share most of the compiled code.
-
-    Args:
-      folder: is made when something is compiled.
-      most_bytes: of all files; what was not used for the longest time is removed. -1: no limit.
+    They are machine code. So they are not kept in the folder of a run, which may come from others, nor
+    in a folder to which others can write.
     """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-        jax.config.update("jax_compilation_cache_max_size", most_bytes)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:  # a read-only home
+        return
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # A program that cannot be read or stored, e.g. on a full disk, is compiled again.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
 
 
 def writable_folder(folder: pathlib.Path, flag: str) -> None:

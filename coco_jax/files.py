@@ -155,5 +155,13 @@ def store(path: pathlib.Path, content: bytes) -> None:
                 left.unlink(missing_ok=True)
 
 
+def cache_folder() -> pathlib.Path:
+    """For what can be made again: $COCO_JAX_CACHE, or coco_jax in the user's cache folder."""
+    if own := os.environ.get("COCO_JAX_CACHE"):
+        return pathlib.Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "coco_jax"
+
+
 def _not_regular(path: str | os.PathLike[str]) -> OSError:
     return OSError(errno.EINVAL, "not a regular file", os.fspath(path))

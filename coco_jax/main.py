@@ -91,7 +91,7 @@ def _sweep(config: ConfigDict, workdir: pathlib.Path) -> None:
     values = flags.FLAGS
     profile_steps = parse_steps(values.profile_steps)
     preemption = Preemption().install()
-    keep_compiled(workdir / ".compiled")
+    keep_compiled()
     runs = [
         run(run_config, workdir, values.mode, values.allow_config_change, profile_steps, preemption)
         for run_config in run_configs(config)

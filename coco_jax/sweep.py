@@ -58,7 +58,7 @@ def command(argv: list[str]) -> None:
     workdir = pathlib.Path(values.workdir or f"runs/{name}-search")
     writable_folder(workdir, "--workdir")
     preemption = Preemption().install()
-    keep_compiled(workdir / ".compiled")
+    keep_compiled()
     with searches.opened(config, space, workdir, values.search_seed) as search:
         for trial in search.trials:
             print(f"{line(trial)}  (done before)")

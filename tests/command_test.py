@@ -4,12 +4,14 @@ import logging as std_logging
 import os
 import subprocess
 import sys
+import warnings
 
+import jax
 import pytest
 from absl import flags
 
 from coco_jax import command, main
-from coco_jax.command import packaged_configs, writable_folder
+from coco_jax.command import keep_compiled, packaged_configs, writable_folder
 from coco_jax.errors import UserError
 from tests.helpers import runs
 
@@ -171,3 +173,41 @@ def test_only_tracebacks_of_orbax_are_hidden():
     assert hidden("/lib/orbax/futures.py", "_SignalingThread.run() raised an exception: ...")
     assert not hidden("/lib/orbax/checkpoint/a.py", "a warning")
     assert not hidden("/lib/jax/a.py", "Failed to run 4 operations", error)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache folder; afterwards the compilation cache of the tests is used again."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("COCO_JAX_CACHE", str(tmp_path / "cache"))
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    with warnings.catch_warnings():
+        yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_are_kept_in_a_folder_that_only_the_user_can_write(cache):
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == str(cache / "compiled")
+    assert (cache / "compiled").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("problem", ["others can write", "no folder", "of another user"])
+def test_compiled_programs_are_not_read_from_a_folder_of_others(cache, problem, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    cache.mkdir()
+    if problem == "no folder":
+        (cache / "compiled").touch()
+    else:
+        (cache / "compiled").mkdir()
+        (cache / "compiled").chmod(0o777 if problem == "others can write" else 0o755)
+    if problem == "of another user":
+        monkeypatch.setattr(os, "getuid", lambda: (cache / "compiled").stat().st_uid + 1)
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == before

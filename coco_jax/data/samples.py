@@ -13,7 +13,7 @@ import zipfile
 from typing import NamedTuple
 
 from coco_jax.errors import UserError
-from coco_jax.weights.packages import cache_folder
+from coco_jax.files import cache_folder
 
 
 class Sample(NamedTuple):

@@ -125,7 +125,7 @@ def max_pool(
 ) -> Float[Array, "B U V X C"]:
     """Max pooling with SAME padding over time, height and width.
 
-    It is computed axis by axis, with 9 comparisons a value for a window of 3 x 3 x 3, not 27.
+    It is computed axis by axis: three maxima of 3 values for a window of 3 x 3 x 3, not one of 27.
     """
     for axis, (size, stride) in enumerate(zip(window, strides, strict=True), 1):
         sizes, steps = [1] * 5, [1] * 5

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from coco_jax.errors import UserError
+from coco_jax.files import cache_folder
 from coco_jax.recognition import index_store as store
 from coco_jax.recognition.index import Hit, Index, keep_top
-from coco_jax.weights.packages import cache_folder
 
 MIN_WINDOWS = 20_000  # with fewer, all vectors are compared
 LISTS_SHARE = 16  # a search looks into 1/16 of the lists

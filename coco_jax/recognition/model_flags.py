@@ -9,9 +9,6 @@ from absl import flags
 import coco_jax
 from coco_jax.command import keep_compiled
 from coco_jax.errors import UserError
-from coco_jax.weights.packages import cache_folder
-
-COMPILED_BYTES = 2**26  # I3D's program has 0.1 MiB
 
 
 def define_flags() -> None:
@@ -40,5 +37,5 @@ def loader(values: flags.FlagValues) -> Callable[[], Any]:
     """
     if values.model and (values.towers or values.weights):
         raise UserError("--model and --towers or --weights name two models; give one of them")
-    keep_compiled(cache_folder() / "compiled", COMPILED_BYTES)
+    keep_compiled()
     return functools.partial(coco_jax.load, values.model or values.weights, values.towers)

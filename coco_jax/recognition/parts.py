@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -64,8 +63,9 @@ class Tower(NamedTuple):
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """The parameters, from arrays by name."""
-        return jax.tree.map_with_path(
-            lambda path, _: jnp.asarray(arrays[self.name(path)]), self.params
+        # All at once: `jnp.asarray` would compile a program for each shape.
+        return jax.device_put(
+            jax.tree.map_with_path(lambda path, _: arrays[self.name(path)], self.params)
         )
 
     def arrays(self, params: Any) -> dict[str, np.ndarray]:
@@ -145,8 +145,9 @@ class TextEncoder:
         )
 
     def __call__(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N W"]:
-        """Embeds texts; the last batch is filled up, so that one shape is compiled."""
+        """Embeds texts; batches are filled up, so that few shapes are compiled."""
         ids_NL = self.tokenizer(texts)
+        batch = min(batch, max(8, 1 << (len(ids_NL) - 1).bit_length()))
         ids_NL = np.pad(ids_NL, ((0, -len(ids_NL) % batch), (0, 0)), mode="edge")
         parts = [
             np.asarray(self._embed(self._params, ids_NL[i : i + batch]))

@@ -105,8 +105,8 @@ class Answerer:
                 f"{name}: {duration:.0f} s long; send at most {self.limits.duration:g} s of it"
             )
         try:
-            # The windows of a timeline begin at the start; those of a ranking are evenly spread. So none
-            # can be used for both, and the scores are those of `coco-jax predict`.
+            # Two passes, as in `coco-jax predict`: the windows of a timeline begin at the start of the
+            # video, and those of a ranking are evenly spread over it.
             windows = self.recognizer.embed_windows(path, progress=check_time)
             v_D = self.recognizer.embed_video(path)
             frames = html.frames(path, name)

