@@ -42,9 +42,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory) -> None:
-    """All tests and their child processes share one compilation cache."""
-    import jax
+    """All tests and their child processes share one compilation cache.
 
+    It is not read for programs of several devices: see `coco_jax.command.keep_compiled`.
+    """
+    import jax
+    from jax._src import compiler
+
+    read = compiler._cache_read
+
+    def read_for_one_device(module, key, options, backend, devices):
+        if len(devices) > 1:
+            return None, None
+        return read(module, key, options, backend, devices)
+
+    compiler._cache_read = read_for_one_device
     folder = str(tmp_path_factory.getbasetemp().parent / "compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

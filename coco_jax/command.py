@@ -72,10 +72,15 @@ def keep_compiled() -> None:
 
     They are machine code. So they are not kept in the folder of a run, which may come from others, nor
     in a folder to which others can write.
+
+    Programs for several devices of a CPU are not kept: XLA forgets in which order their collectives run
+    when it reads them, so that devices may wait for each other until XLA ends the process (jax 0.10.2).
     """
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
         return
     folder = cache_folder() / "compiled"
     try:

@@ -180,6 +180,7 @@ def cache(tmp_path, monkeypatch):
     """The user's cache folder; afterwards the compilation cache of the tests is used again."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("COCO_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     names = (
         "jax_compilation_cache_dir",
         "jax_compilation_cache_max_size",
@@ -196,6 +197,13 @@ def test_compiled_programs_are_kept_in_a_folder_that_only_the_user_can_write(cac
     keep_compiled()
     assert jax.config.jax_compilation_cache_dir == str(cache / "compiled")
     assert (cache / "compiled").stat().st_mode & 0o777 == 0o700
+
+
+def test_compiled_programs_for_several_cpu_devices_are_not_kept(cache, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 @pytest.mark.parametrize("problem", ["others can write", "no folder", "of another user"])

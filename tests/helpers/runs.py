@@ -29,7 +29,9 @@ def environment(devices: int = 1, optimize: bool = False) -> dict[str, str]:
     """The environment of a child process: few devices; compiled quickly unless `optimize`."""
     compilation = OPTIMIZED if optimize else QUICK_COMPILATION
     flags = f"--xla_force_host_platform_device_count={devices} {compilation}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    # See `coco_jax.command.keep_compiled`.
+    cache = {"JAX_ENABLE_COMPILATION_CACHE": str(devices == 1)}
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | cache
 
 
 def write_config(path: pathlib.Path, data_dir: str, **changes) -> pathlib.Path:
