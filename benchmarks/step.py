@@ -235,7 +235,7 @@ def measure(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Times]:
 
 
 def show(title: str, times: Mapping[str, Times]) -> None:
-    """Prints a table of times."""
+    """Prints a table."""
     print(f"\n| {title} | best wall time | median | best CPU time |\n|---|---|---|---|")
     for name, x in times.items():
         print(f"| {name} | {x.best:.3f} s | {x.median:.3f} s | {x.cpu:.3f} s |")
@@ -246,10 +246,10 @@ def against_torch(config: ConfigDict, reference: Any) -> None:
     batch = make_batch(config)
     ours, theirs = Ours(config, batch), Theirs(reference, config, batch)
     difference = np.abs(ours.scores() - theirs.scores()).max()
+    loss = ours.step() - theirs.step()
     matrix = jnp.asarray(np.random.default_rng(0).normal(size=(SIDE, SIDE)), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     both = {"matrix product": lambda: np.asarray(product(matrix))}
-    # Inference comes first, because steps change the weights.
     found = {
         "inference": measure({"coco_jax": ours.scores, "torch": theirs.scores} | both),
         "training step": measure({"coco_jax": ours.step, "torch": theirs.step} | both),
@@ -268,8 +268,7 @@ def against_torch(config: ConfigDict, reference: Any) -> None:
             f"{other.median / own.median:.2f} (median), {other.cpu / own.cpu:.2f} (CPU time); "
             f"{CLIPS.value / own.best:.2f} clips/s; {share:.2f} of the rate of the matrix product"
         )
-    print(f"largest difference of scores at the start: {difference:.1e}")
-    print(f"loss of the next step: {ours.step():.4f}, torch's {theirs.step():.4f}")
+    print(f"at the start, scores differ by at most {difference:.1e}, the losses by {abs(loss):.1e}")
 
 
 def classes(config: ConfigDict) -> None:
