@@ -5,6 +5,10 @@
 
 The features are random; the number of features per action follows Zipf's law over 1,211 actions. Memory
 is RssAnon, which leaves out the mapped pages of files: the system can evict those at any time.
+
+A draw is compared with encoding as many texts again: MiniLM in torch (BERT of `transformers`, of its
+size, with random weights) on 1,024 captions of the starter corpus, in batches of 64 that are padded to
+their longest text.
 """
 
 import argparse
@@ -16,8 +20,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from coco_jax.data import text_feature_cache
+from coco_jax.data import starter, text_feature_cache
 from coco_jax.data.text_feature_cache import FeatureSampler
+from coco_jax.recognition.parts import TextEncoder
 
 ACTIONS = 1211  # arXiv 2401.11654
 T = TypeVar("T")
@@ -40,6 +45,27 @@ def measured(name: str, action: Callable[[], T]) -> T:
         f"{anonymous():.0f} MiB"
     )
     return result
+
+
+def seconds_to_encode(texts: Sequence[str], batch: int = 64) -> float:
+    """Seconds in which torch encodes texts, without those of the tokenizer."""
+    # Imported late, so that torch does not count in the memory that was measured before.
+    import torch
+
+    from tests.helpers import references
+
+    assert references  # importing it makes torchvision, and so transformers, importable
+    from transformers import BertConfig, BertModel
+
+    size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12}
+    model = BertModel(BertConfig(**size, intermediate_size=1536)).eval()
+    ids_NL = torch.tensor(TextEncoder.published().tokenizer(texts)).long()
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for part in ids_NL.split(batch):
+            part = part[:, : int((part != 0).sum(1).max())]
+            model(part, attention_mask=(part != 0).long())
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -86,6 +112,14 @@ def main() -> None:
         f"{args.count} features of each of {ACTIONS:,} classes from {len(cache.shards)} shards, "
         f"{args.draws} draws: median {np.median(times):.1f} ms, 99% {np.percentile(times, 99):.1f} ms, "
         f"mean {cpu:.1f} ms of CPU; {memory[0]:.0f} MiB after the first draw, at most {max(memory):.0f}"
+    )
+    captions = [text for action in starter.load().values() for text in action.captions]
+    chosen = np.random.default_rng(3).choice(len(captions), 1024, replace=False)
+    each = seconds_to_encode([captions[n] for n in chosen]) / len(chosen)
+    again = each * ACTIONS * args.count
+    print(
+        f"encoding as many texts in torch: {again:.0f} s ({1e3 * each:.1f} ms each), "
+        f"{1e3 * again / np.median(times):,.0f} times a draw"
     )
 
 

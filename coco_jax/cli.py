@@ -1,7 +1,6 @@
 """The console command coco-jax: one name for all commands."""
 
 import difflib
-import gc
 import importlib.util
 import runpy
 import sys
@@ -121,9 +120,6 @@ def usage() -> str:
 
 def main() -> None:
     """Runs the command that the first argument names."""
-    # Python looks for garbage after every 700 new objects by default; imports and JAX's tracing make
-    # millions that stay, so `coco-jax predict` starts about half a second sooner.
-    gc.set_threshold(50_000)
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         with output_may_close():

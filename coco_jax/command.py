@@ -1,6 +1,7 @@
 """What the commands share: flags, packaged configs, one-line errors, quiet libraries."""
 
 import difflib
+import gc
 import importlib.util
 import logging as std_logging
 import os
@@ -43,6 +44,9 @@ def run_command(
         with reported(program):
             command(argv)
 
+    # By default Python looks for garbage after every 700 new objects. Imports and JAX's tracing make
+    # millions that stay: without this, `coco-jax predict` takes about half a second longer.
+    gc.set_threshold(50_000)
     # absl prints this text for --help, also if the console script is the main module.
     sys.modules["__main__"].__doc__ = command.__globals__["__doc__"]
     with output_may_close():
