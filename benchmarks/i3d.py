@@ -7,7 +7,6 @@ A product of two matrices of 2,048 x 2,048 values is timed between them.
 """
 
 import functools
-import time
 from collections.abc import Callable
 
 import jax
@@ -17,11 +16,11 @@ from absl import app, flags
 from flax import nnx
 from torch.nn import functional
 
+from benchmarks import timing
 from coco_jax.models.i3d import I3D, Mixed, Unit
 
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls of each.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 1, "Windows in a call.", lower_bound=1)
-SIDE = 2048  # of the matrices
 LAYOUT = torch.channels_last_3d
 
 
@@ -102,35 +101,21 @@ def main(argv: list[str]) -> None:
     )
     theirs = TorchI3D(tower)
     channels_first = torch.tensor(video).permute(0, 4, 1, 2, 3).contiguous(memory_format=LAYOUT)
-    product = jax.jit(lambda a: a @ a)
-    matrix = jax.numpy.asarray(rng.normal(size=(SIDE, SIDE)).astype(np.float32))
     calls: dict[str, Callable[[], np.ndarray]] = {
         "coco_jax": lambda: np.asarray(ours(params, video)),
         "torch": functools.partial(theirs, channels_first),
-        "matrix product": lambda: np.asarray(product(matrix)),
     }
     first = {name: call() for name, call in calls.items()}
     difference = np.abs(first["coco_jax"] - first["torch"]).max()
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(REPEATS.value):
-        for name, call in calls.items():
-            start = time.perf_counter(), time.process_time()
-            call()
-            wall[name].append(time.perf_counter() - start[0])
-            cpu[name].append(time.process_time() - start[1])
-    print("| | best wall time | median | best CPU time |\n|---|---|---|---|")
-    for name in calls:
-        times = min(wall[name]), float(np.median(wall[name])), min(cpu[name])
-        print(f"| {name} | " + " | ".join(f"{seconds:.3f} s" for seconds in times) + " |")
-    ratios = [
-        statistic(wall["coco_jax"]) / statistic(wall["torch"]) for statistic in (min, np.median)
-    ]
-    rate = 2 * SIDE**3 / 1e9 / min(wall["matrix product"])
-    ours_rate = gflop(params, video) / min(wall["coco_jax"])
+    calls[timing.PRODUCT] = timing.matrix_product()
+    times = timing.measure(calls, REPEATS.value)
+    timing.show("a window", times)
+    own, other = times["coco_jax"], times["torch"]
+    rate = timing.rate(times[timing.PRODUCT])
+    ours_rate = gflop(params, video) / own.best
     print(
-        f"time / torch's time: {ratios[0]:.2f} (best), {ratios[1]:.2f} (median); CPU time "
-        f"{min(cpu['coco_jax']) / min(cpu['torch']):.2f}\n"
+        f"time / torch's time: {own.best / other.best:.2f} (best), {own.median / other.median:.2f} "
+        f"(median); CPU time {own.cpu / other.cpu:.2f}\n"
         f"matrix product {rate:.0f} GFLOP/s; I3D {ours_rate:.0f}, counted as direct convolutions: "
         f"{ours_rate / rate:.2f} of it\n"
         f"largest difference of features {difference:.1e}, of values up to {first['torch'].max():.1f}\n"

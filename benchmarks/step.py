@@ -15,11 +15,9 @@ them.
 """
 
 import functools
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +27,11 @@ from absl import app, flags
 from ml_collections import ConfigDict
 from torch.nn import functional
 
+from benchmarks import timing
 from coco_jax import config as configs
 from coco_jax import presets, sharding, weights
 from coco_jax.models.coco import Batch
-from coco_jax.training.step import Program, State, make_program, model_flops
+from coco_jax.training.step import State, make_program, model_flops
 from tests.helpers import references
 
 PRESET = flags.DEFINE_string("preset", "clip_b32", "clip_b32, clip_b16 or clip_l14.")
@@ -45,9 +44,8 @@ PARTS = flags.DEFINE_multi_enum(
     ["torch", "classes", "microbatches"],
     "What to run.",
 )
-SIDE = 2048  # of the matrices
-assert references  # importing it makes torchvision importable
 SEEN, UNSEEN = 400, 160
+assert references  # importing it makes torchvision importable
 
 
 def make_config(folder: str) -> ConfigDict:
@@ -121,15 +119,15 @@ class Ours:
 
     def __init__(self, config: ConfigDict, batch: Batch):
         """Compiles the step and fills in the published weights."""
-        self.config, self.batch, self.key = config, batch, jax.random.key(0)
+        self.batch, self.key = batch, jax.random.key(0)
         mesh = sharding.make_mesh(config, jax.devices()[:1])
-        self.program: Program = make_program(config, mesh)
+        self.program = make_program(config, mesh)
         state = self.program.init(self.key)
         self.state: State = state._replace(params=weights.load(config, state.params))
         step: Any = self.program.step
-        compiled = step.lower(self.state, batch, self.key).compile()
-        self.compiled_step = compiled
-        self.temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20  # MiB
+        self.compiled_step = step.lower(self.state, batch, self.key).compile()
+        memory = self.compiled_step.memory_analysis()
+        self.temporary = memory.temp_size_in_bytes / 2**20  # MiB
 
     def step(self) -> float:
         """One training step; returns the loss before it."""
@@ -209,60 +207,29 @@ class Theirs:
             return (self.embed() @ self.labels.T).numpy()
 
 
-class Times(NamedTuple):
-    """Seconds of a call."""
-
-    best: float
-    median: float
-    cpu: float  # the least
-
-
-def measure(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Times]:
-    """Times calls in turns, after one call of each."""
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(REPEATS.value + 1):
-        for name, call in calls.items():
-            start = time.perf_counter(), time.process_time()
-            call()
-            if turn:
-                wall[name].append(time.perf_counter() - start[0])
-                cpu[name].append(time.process_time() - start[1])
-    return {
-        name: Times(min(wall[name]), statistics.median(wall[name]), min(cpu[name]))
-        for name in calls
-    }
-
-
-def show(title: str, times: Mapping[str, Times]) -> None:
-    """Prints a table."""
-    print(f"\n| {title} | best wall time | median | best CPU time |\n|---|---|---|---|")
-    for name, x in times.items():
-        print(f"| {name} | {x.best:.3f} s | {x.median:.3f} s | {x.cpu:.3f} s |")
-
-
 def against_torch(config: ConfigDict, reference: Any) -> None:
     """Parts 1 and 2."""
     batch = make_batch(config)
     ours, theirs = Ours(config, batch), Theirs(reference, config, batch)
     difference = np.abs(ours.scores() - theirs.scores()).max()
     loss = ours.step() - theirs.step()
-    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(SIDE, SIDE)), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    both = {"matrix product": lambda: np.asarray(product(matrix))}
+    product = {timing.PRODUCT: timing.matrix_product()}
     found = {
-        "inference": measure({"coco_jax": ours.scores, "torch": theirs.scores} | both),
-        "training step": measure({"coco_jax": ours.step, "torch": theirs.step} | both),
+        name: timing.measure(calls | product, REPEATS.value)
+        for name, calls in (
+            ("inference", {"coco_jax": ours.scores, "torch": theirs.scores}),
+            ("training step", {"coco_jax": ours.step, "torch": theirs.step}),
+        )
     }
-    step: Any = ours.program.embed_videos
+    embed: Any = ours.program.embed_videos
     flops = {
-        "inference": step.lower(ours.state.params, batch["video"]).cost_analysis()["flops"],
+        "inference": embed.lower(ours.state.params, batch["video"]).cost_analysis()["flops"],
         "training step": model_flops(config, batch),
     }
     for name, times in found.items():
-        show(name, times)
-        own, other, rate = (times[x] for x in ("coco_jax", "torch", "matrix product"))
-        share = flops[name] / own.best / (2 * SIDE**3 / rate.best)
+        timing.show(name, times)
+        own, other = times["coco_jax"], times["torch"]
+        share = flops[name] / 1e9 / own.best / timing.rate(times[timing.PRODUCT])
         print(
             f"{name}: torch's time / ours {other.best / own.best:.2f} (best), "
             f"{other.median / own.median:.2f} (median), {other.cpu / own.cpu:.2f} (CPU time); "
@@ -271,36 +238,23 @@ def against_torch(config: ConfigDict, reference: Any) -> None:
     print(f"at the start, scores differ by at most {difference:.1e}, the losses by {abs(loss):.1e}")
 
 
-def classes(config: ConfigDict) -> None:
-    """Part 3."""
-    full = config.copy_and_resolve_references()
-    full.ablation = "full"
-    steps = {count: Ours(full, make_batch(full, count)) for count in (SEEN, 1211, 10_000)}
-    times = measure({f"{count:,} classes": one.step for count, one in steps.items()})
-    show("full, seen classes", times)
+def compare(title: str, steps: Mapping[str, Ours]) -> None:
+    """Times the training steps of several configs, and compares them with the first."""
+    times = timing.measure({name: ours.step for name, ours in steps.items()}, REPEATS.value)
+    timing.show(title, times)
     first, *_ = times.values()
-    for one, (name, x) in zip(steps.values(), times.items(), strict=True):
+    for name, x in times.items():
         print(
             f"{name}: {x.best / first.best:.2f} (best), {x.median / first.median:.2f} (median) of the "
-            f"first; {one.temporary:,.0f} MiB of temporary memory"
+            f"first; {steps[name].temporary:,.0f} MiB of temporary memory"
         )
 
 
-def microbatches(config: ConfigDict) -> None:
-    """Part 4."""
-    steps = {}
-    for count in (1, 2, 4):
-        one = config.copy_and_resolve_references()
-        one.ablation, one.optimizer.microbatches = "full", count
-        steps[count] = Ours(one, make_batch(one))
-    times = measure({f"{count} microbatches": one.step for count, one in steps.items()})
-    show("full, microbatches", times)
-    first, *_ = times.values()
-    for one, (name, x) in zip(steps.values(), times.items(), strict=True):
-        print(
-            f"{name}: {x.best / first.best:.2f} (best), {x.median / first.median:.2f} (median) of the "
-            f"first; {one.temporary:,.0f} MiB of temporary memory"
-        )
+def full(config: ConfigDict, microbatches: int = 1, seen: int = SEEN) -> Ours:
+    """A program with the whole objective."""
+    config = config.copy_and_resolve_references()
+    config.ablation, config.optimizer.microbatches = "full", microbatches
+    return Ours(config, make_batch(config, seen))
 
 
 def main(argv: list[str]) -> None:
@@ -316,9 +270,10 @@ def main(argv: list[str]) -> None:
         if "torch" in PARTS.value:
             against_torch(config, reference)
         if "classes" in PARTS.value:
-            classes(config)
+            counts = (SEEN, 1211, 10_000)
+            compare("full", {f"{n:,} seen classes": full(config, seen=n) for n in counts})
         if "microbatches" in PARTS.value:
-            microbatches(config)
+            compare("full", {f"{n} microbatches": full(config, n) for n in (1, 2, 4)})
 
 
 if __name__ == "__main__":

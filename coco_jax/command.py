@@ -77,8 +77,9 @@ def keep_compiled() -> None:
     They are machine code. So they are not kept in the folder of a run, which may come from others, nor
     in a folder to which others can write.
 
-    Programs for several devices of a CPU are not kept: XLA forgets in which order their collectives run
-    when it reads them, so that devices may wait for each other until XLA ends the process (jax 0.10.2).
+    Programs for several devices of a CPU are not kept. If XLA has read one from a file, its collectives
+    may run in another order on each device: the devices wait for each other, and XLA ends the process
+    (seen with jax 0.10.2).
     """
     import jax
 
