@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -150,6 +151,7 @@ def _figure(rows: Sequence[Row], title: str) -> Figure:
     top = 0.35 if title else 0.1
     width, height = STRIP[0] + BARS + 0.2, top + ROW * len(rows)
     figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)  # has one renderer; without it each text is measured with a new one
     if title:
         _text(figure, 0.1 / width, 1 - 0.2 / height, title, width - 0.2, fontsize=10)
 

@@ -41,6 +41,10 @@ META = {"next_batch", "config", "coco_jax", "jax"}  # metadata of the checkpoint
 # saves. A file of a few bytes could otherwise ask for all memory of the machine.
 MAX_COMPRESSION = 100
 
+# By default orbax cuts each array into slices, one for each device that holds it, and compiles a
+# program for each shape: the first save takes ten times as long. Only larger slices are written so.
+MIN_SLICE_BYTES = 1 << 20
+
 # Messages of the system, TensorStore and gcsfuse if a file cannot be written, e.g. on a full disk.
 UNWRITTEN = re.compile(
     r"no space|too large|quota|RESOURCE_EXHAUSTED|read-only|input/output error|permission denied",
@@ -53,6 +57,11 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int, program: Program):
         self.folder, self._program = folder, program
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES),
+            override=True,
+        )
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
