@@ -6,7 +6,7 @@ DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
 .PHONY: help env starter_features lock data demo motion ablation test faults doc_commands wheel_check lint docs \
-	clean
+	bench clean
 
 help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -75,6 +75,31 @@ wheel_check:  ## installs the wheel in a new environment and runs the commands f
 
 starter_features: env  ## encodes the starter corpus again with MiniLM
 	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
+
+# The benchmarks of real videos need CLIPS: a folder with videos and clips.csv (benchmarks/real_clips.py).
+$(VENV)/decord: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ decord
+
+WORK = runs/bench
+BENCH = PYTHONPATH=$(VENV)/decord $(BIN)/python -m benchmarks.
+bench: env $(if $(CLIPS),$(VENV)/decord)  ## all benchmarks, for idle cores: two hours, 5 GB in runs/bench; CLIPS=FOLDER adds those of videos
+	mkdir -p $(WORK)
+	$(BENCH)i3d
+	$(BENCH)step
+	$(BENCH)prototypes
+	$(BENCH)calibration
+	$(BENCH)feature_mode --work_dir=$(WORK)/feature_mode
+	$(BENCH)text_feature_cache --dir=$(WORK)/cache
+	$(BENCH)text_feature_cache --dir=$(WORK)/cache --texts=50000
+	$(BENCH)actionhub_scale --work_dir=$(WORK)/scale
+	$(BIN)/python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=$(WORK)/data
+	bash -c "time $(RUN) --config=configs/kinetics_prototypes.py --config.data.dir=$(WORK)/data \
+		--workdir=$(WORK)/prototypes"
+	$(BENCH)cycle_study --data_dir=$(WORK)/data
+	$(if $(CLIPS),$(BENCH)decoding --clips=$(CLIPS))
+	$(if $(CLIPS),$(BENCH)real_clips --clips=$(CLIPS))
+	$(if $(CLIPS),$(BENCH)timeline --clips=$(CLIPS) --flag=--stride=2.56)
+	$(if $(CLIPS),$(BENCH)index_search --videos=$(CLIPS) --windows=10000)
 
 docs: env  ## builds the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -105,7 +105,7 @@ def keep_compiled() -> None:
 
 
 def reuse_memory() -> None:
-    """Lets a process on a CPU use freed memory again; call this before JAX is imported.
+    """Lets a process on a CPU use freed memory again; call this before JAX finds its devices.
 
     XLA allocates the temporary arrays of each step anew. By default glibc gets such large blocks from
     the system and returns them, and the system fills all their pages with zeros: a training step of
