@@ -63,21 +63,24 @@ if ((signalled)); then kill -TERM "${children[@]}" 2>/dev/null || true; fi
 
 code=0 watchdog=''
 while ((${#children[@]})); do
-  this=0
-  wait -n "${children[@]}" || this=$?
+  sleep 0.1 || true  # `wait -n` instead would lose the exit code of a process that ends at the same time
+  running=$(jobs -pr)
   left=()
   for child in "${children[@]}"; do
-    if kill -0 "$child" 2>/dev/null; then left+=("$child"); fi
+    if [[ " ${running//$'\n'/ } " == *" $child "* ]]; then
+      left+=("$child")
+      continue
+    fi
+    this=0
+    wait "$child" || this=$?
+    # The signal ended a process that had nothing to save yet: not a failure.
+    if ((signalled && (this == 143 || this == 130))); then this=0; fi
+    if ((this && !stopping)); then code=$this stopping=1; fi
   done
   children=("${left[@]}")
-  # The signal interrupted `wait`, or ended a process that had nothing to save yet: not a failure.
-  if ((signalled && (this == 143 || this == 130))); then this=0; fi
-  if ((this && !stopping)); then
-    code=$this stopping=1
-    if ((${#children[@]})); then
-      (sleep 90; kill -KILL "${children[@]}" 2>/dev/null) >/dev/null 2>&1 3>&- &
-      watchdog=$!
-    fi
+  if ((stopping && ${#children[@]})) && [[ ! $watchdog ]]; then
+    (sleep 90; kill -KILL "${children[@]}" 2>/dev/null) >/dev/null 2>&1 3>&- &
+    watchdog=$!
   fi
 done
 if [[ $watchdog ]]; then kill "$watchdog" 2>/dev/null || true; fi
