@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import pathlib
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -57,11 +59,7 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int, program: Program):
         self.folder, self._program = folder, program
-        ocp.type_handlers.register_type_handler(
-            jax.Array,
-            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES),
-            override=True,
-        )
+        _write_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=True,
@@ -184,6 +182,17 @@ class Checkpoints:
                 f"complete one is of step {max(complete, default=0)}. Free some space, then run "
                 "the same command again"
             ) from error
+
+
+@functools.cache
+def _write_small_arrays_whole() -> None:
+    handlers, before = ocp.type_handlers, logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that there is a handler already
+    try:
+        whole = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
+        handlers.register_type_handler(jax.Array, whole, override=True)
+    finally:
+        logging.set_verbosity(before)
 
 
 def _checksum(meta: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from coco_jax.recognition import folder as folders
 from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 from tests.helpers import runs
+from tests.helpers.compilations import compilations
 from tests.helpers.rankers import coloured
 
 
@@ -43,14 +44,7 @@ def test_stored_features_are_those_of_the_corpus():
 
 
 def test_parameters_reach_the_device_without_compiling_a_program():
-    compiled = []
-
-    def count(event, seconds, **_):
-        if "backend_compile" in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
+    with compilations() as compiled:
         jax.block_until_ready(jax.jit(lambda x: x + 1)(np.zeros((3, 5, 7, 1))))
         assert len(compiled) == 1  # what follows would notice a compilation
         params = {f"layer{n}": jax.ShapeDtypeStruct((3, 5, 7, 2 + n), np.float32) for n in range(4)}
@@ -58,8 +52,6 @@ def test_parameters_reach_the_device_without_compiling_a_program():
         arrays = {name: np.full(shape, 2, np.float32) for name, shape in tower.shapes.items()}
         filled = tower.fill(arrays)
         assert len(compiled) == 1
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
     assert all(isinstance(x, jax.Array) and (x == 2).all() for x in filled.values())
 
 

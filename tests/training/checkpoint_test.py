@@ -17,6 +17,7 @@ from coco_jax.errors import UserError
 from coco_jax.training import checkpoint
 from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
+from tests.helpers.compilations import compilations
 from tests.training.step_test import random_batch
 
 # If orbax cannot read one file, it leaves other reads unfinished, and their warnings are ignored.
@@ -78,6 +79,21 @@ def truncate_all(step: pathlib.Path) -> None:
     """Halves all files with values: which of them has the parameters differs between runs."""
     for file in step.glob("state/**/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_saving_on_several_devices_compiles_no_slices_and_prints_no_warning(tiny, tmp_path, capfd):
+    """By default orbax compiles a slice for each shape."""
+    config = tiny(ablation="label")
+    program = program_of(config, devices=8)
+    state = program.init(jax.random.key(0))
+    program.fingerprint(state)
+    checkpoints = Checkpoints(tmp_path, 5, program)
+    with compilations() as compiled:
+        checkpoints.save(state, config, 0)
+        checkpoints.close()
+    assert not compiled
+    assert same(numbers(restored(program, tmp_path)[0]), numbers(state))
+    assert "handler" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
