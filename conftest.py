@@ -10,11 +10,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from coco_jax.command import reuse_memory
-
 # Set before jax is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-reuse_memory()
 # Most of the suite's time is compilation, of models so small that optimising them does not pay.
 # Without fusion emitters XLA compiles a training step three times as fast.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

@@ -30,7 +30,6 @@ from torch.nn import functional
 from benchmarks import timing
 from coco_jax import config as configs
 from coco_jax import presets, sharding, weights
-from coco_jax.command import reuse_memory
 from coco_jax.models.coco import Batch
 from coco_jax.training.step import State, make_program, model_flops
 from tests.helpers import references
@@ -261,7 +260,6 @@ def full(config: ConfigDict, microbatches: int = 1, seen: int = SEEN) -> Ours:
 def main(argv: list[str]) -> None:
     """Prints the tables."""
     del argv
-    reuse_memory()  # as coco_jax.main does; torch gains from it, too
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(folder)
         reference = save_reference(folder, config)

@@ -1,9 +1,7 @@
 """What the commands share: flags, packaged configs, one-line errors, quiet libraries."""
 
-import ctypes
 import difflib
 import gc
-import importlib.metadata
 import importlib.util
 import logging as std_logging
 import os
@@ -102,26 +100,6 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # A program that cannot be read or stored, e.g. on a full disk, is compiled again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-
-
-def reuse_memory() -> None:
-    """Lets a process on a CPU use freed memory again; call this before JAX finds its devices.
-
-    XLA allocates the temporary arrays of each step anew. By default glibc gets such large blocks from
-    the system and returns them, and the system fills all their pages with zeros: a training step of
-    CLIP ViT-B/32 takes a tenth longer. Afterwards the process keeps its memory until it ends.
-
-    Does nothing if JAX may find an accelerator: many threads that decode videos would then wait for
-    the one heap.
-    """
-    accelerators = importlib.metadata.entry_points(group="jax_plugins")
-    platforms = "other" if accelerators or importlib.util.find_spec("libtpu") else "cpu"
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or (os.environ.get("JAX_PLATFORMS") or platforms) != "cpu":
-        return
-    mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can be large
-    mallopt(-4, 0)  # M_MMAP_MAX: no block outside the heap
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def writable_folder(folder: pathlib.Path, flag: str) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from coco_jax import files
-from coco_jax.command import keep_compiled, reuse_memory, run_command, writable_folder
+from coco_jax.command import keep_compiled, run_command, writable_folder
 from coco_jax.config import FREE, changes
 from coco_jax.errors import UserError, reported
 
@@ -112,7 +112,6 @@ def main() -> None:
     """Runs the command with the flags of sys.argv."""
     # The closed form's systems of equations are too small for threads, which would wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    reuse_memory()
     define_flags()
     run_command(command, PROGRAM)
 

@@ -1,6 +1,5 @@
 """Code that all commands share: finding config files, one-line errors, output folders."""
 
-import ctypes
 import logging as std_logging
 import os
 import subprocess
@@ -220,33 +219,3 @@ def test_compiled_programs_are_not_read_from_a_folder_of_others(cache, problem, 
         monkeypatch.setattr(os, "getuid", lambda: (cache / "compiled").stat().st_uid + 1)
     keep_compiled()
     assert jax.config.jax_compilation_cache_dir == before
-
-
-THREAD = """
-import resource, threading
-from coco_jax.command import reuse_memory
-
-reuse_memory()
-
-def fill():
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        b"x" * (1 << 28)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-thread = threading.Thread(target=fill)
-thread.start()
-thread.join()
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-@pytest.mark.parametrize("platform, kept", [("cpu", True), ("cuda", False)])
-def test_freed_memory_of_a_thread_is_used_again_without_page_faults_on_a_cpu(
-    monkeypatch, platform, kept
-):
-    monkeypatch.setenv("JAX_PLATFORMS", platform)
-    done = runs.call(sys.executable, "-c", THREAD)
-    first, second = map(int, done.stdout.split())
-    assert first > 100  # 256 MiB of new pages, of 2 MiB at most
-    assert (second < 10) == kept
