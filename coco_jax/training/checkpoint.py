@@ -44,7 +44,7 @@ META = {"next_batch", "config", "coco_jax", "jax"}  # metadata of the checkpoint
 MAX_COMPRESSION = 100
 
 # By default orbax cuts each array into slices, one for each device that holds it, and compiles a
-# program for each shape: the first save takes ten times as long. Only larger slices are written so.
+# program for each shape, which makes the first save much slower. Only larger slices are written so.
 MIN_SLICE_BYTES = 1 << 20
 
 # Messages of the system, TensorStore and gcsfuse if a file cannot be written, e.g. on a full disk.
