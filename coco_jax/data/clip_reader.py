@@ -140,16 +140,19 @@ class ClipReader:
             return clip
         if data.flip and rng.random() < 0.5:
             clip = clip[:, :, ::-1]
-        if data.color:
-            # The same change for the whole clip: swapped channels, contrast, brightness.
-            clip = clip[..., rng.permutation(3)] if rng.random() < data.color else clip
-            gain, shift = (
-                1 + data.color * rng.uniform(-0.5, 0.5, 3),
-                data.color * rng.uniform(-40, 40, 3),
-            )
-            table = np.clip((np.arange(256.0)[:, None] - 128) * gain + 128 + shift, 0, 255)
-            clip = table.astype(np.uint8)[clip, np.arange(3)]
-        return np.ascontiguousarray(clip)
+        if not data.color:
+            return np.ascontiguousarray(clip)
+        # The same change for the whole clip: swapped channels, contrast, brightness.
+        order = rng.permutation(3) if rng.random() < data.color else range(3)
+        gain = 1 + data.color * rng.uniform(-0.5, 0.5, 3)
+        shift = data.color * rng.uniform(-40, 40, 3)
+        values = (np.arange(256.0)[:, None] - 128) * gain + 128 + shift
+        table = np.clip(values, 0, 255).astype(np.uint8)
+        changed = np.empty(clip.shape, np.uint8)
+        for new, old in enumerate(order):  # bytes.translate is much faster than indexing the table
+            channel = clip[..., old].tobytes().translate(table[:, new].tobytes())
+            changed[..., new] = np.frombuffer(channel, np.uint8).reshape(clip.shape[:-1])
+        return changed
 
 
 def stored(record: dict[str, Any]) -> bytes | videos.Frames:

@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 NORMS = CHOICES["text_tower.norm"]
+MIN_LOGITS_BY_HEAD = 1 << 18  # of a sequence, all heads together; CLIP B/16 has 12 x 197 x 197
 
 
 class LowRank(nnx.LinearGeneral):
@@ -75,6 +76,49 @@ def capped_attention(
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum("...hqk,...khe->...qhe", weights, value)
+
+
+def attend_by_head(
+    query: Float[Array, "*B Q H E"],
+    key: Float[Array, "*B K H E"],
+    value: Float[Array, "*B K H E"],
+    *,
+    attention_fn: Callable[..., jax.Array],
+    mask: Bool[Array, "..."] | None = None,
+    **settings: Any,
+) -> Float[Array, "*B Q H E"]:
+    """Attention of one head after another, for long sequences in float32 on CPUs; else of all at once.
+
+    The logits of one head stay in the processor's cache, and the backward pass computes them again
+    instead of storing them. The result equals that of `attention_fn` up to rounding.
+
+    An `attention_fn` of `nnx.MultiHeadAttention`.
+
+    Args:
+      query: `... Q H E`.
+      key: `... K H E`.
+      value: `... K H E`.
+      attention_fn: called with all heads, or with one.
+      mask: bool, broadcastable to `... H Q K`; True where a query may attend.
+      **settings: other arguments of `attention_fn`.
+    """
+    attend = functools.partial(attention_fn, mask=mask, **settings)
+
+    # A loop is a boundary for the compiler, so it cannot merge both computations of the logits.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attend_one(inputs: tuple[jax.Array, ...]) -> jax.Array:
+        return attend(*(x[..., None, :] for x in inputs))[..., 0, :]
+
+    def by_head(*inputs: jax.Array) -> jax.Array:
+        return jnp.moveaxis(
+            jax.lax.map(attend_one, tuple(jnp.moveaxis(x, -2, 0) for x in inputs)), 0, -2
+        )
+
+    is_small = query.shape[-3] * key.shape[-3] * query.shape[-2] < MIN_LOGITS_BY_HEAD
+    has_mask_by_head = mask is not None and mask.ndim > 2 and mask.shape[-3] > 1
+    if is_small or has_mask_by_head or query.dtype != jnp.float32:
+        return attend(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cpu=by_head, default=attend)
 
 
 def rotary_angles(side: int, class_token: bool, width: int) -> Float[Array, "N E"]:
@@ -159,6 +203,7 @@ def make_attention(
     attention_fn: Callable[..., jax.Array] = nnx.dot_product_attention
     if attention_logit_cap:
         attention_fn = functools.partial(capped_attention, cap=attention_logit_cap)
+    attention_fn = functools.partial(attend_by_head, attention_fn=attention_fn)
     if rope:
         attention_fn = functools.partial(rotary_attention, rope=rope, attention_fn=attention_fn)
     settings: dict = {"attention_fn": attention_fn}

@@ -299,6 +299,9 @@ def model_flops(config: ConfigDict, batch: Any) -> float:
     with jax.default_device(device := jax.local_devices(backend="cpu")[0]):
         plain = config.copy_and_resolve_references()
         plain.model.remat, plain.optimizer.microbatches = False, 1
+        plain.model.dtype = (
+            "bfloat16"  # in float32, CPUs use other algorithms, which XLA counts otherwise
+        )
         plain.mesh.update(data=1, fsdp=1, tensor=1)
         program = make_program(
             plain, jax.make_mesh((1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device])

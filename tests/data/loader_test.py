@@ -103,6 +103,33 @@ def test_augmentation_is_the_same_for_all_frames_of_a_clip(records, tiny):
         assert out.shape == (4, 32, 32, 3) and (out == out[:1]).all()
 
 
+def test_colours_change_linearly_and_channels_may_be_swapped(records, tiny):
+    """Each new channel is contrast times (an old one - 128) + 128 + brightness, cut to 0 to 255."""
+    strength = 0.7
+    config = tiny(data__crop=1.0, data__flip=False, data__color=strength)
+    clip = ClipReader(config, training=True, records=records)
+    old = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    orders = set()
+    for seed in range(20):
+        new = clip._augment(old, np.random.default_rng(seed))
+        order = []
+        for channel in np.moveaxis(new, -1, 0).astype(float):
+            inside = (channel > 0) & (channel < 255)
+            fits = []
+            for source in np.moveaxis(old, -1, 0).astype(float):
+                line = np.polyfit(source[inside] - 128, channel[inside] - 128, 1)
+                error = np.abs(np.polyval(line, source[inside] - 128) + 128 - channel[inside]).max()
+                fits.append((error, *line))
+            error, contrast, brightness = min(fits)
+            order.append(fits.index(min(fits)))
+            assert error < 1  # values are cut to whole numbers
+            assert abs(contrast - 1) <= 0.5 * strength + 0.01
+            assert abs(brightness) <= 40 * strength + 1
+        assert sorted(order) == [0, 1, 2]
+        orders.add(tuple(order))
+    assert (0, 1, 2) in orders and len(orders) > 3
+
+
 @dataclasses.dataclass(frozen=True)
 class Damaged:
     """A TFDS data source in which some videos are truncated to a third."""

@@ -1,5 +1,6 @@
 """Tests of the video and text towers: output shapes and invariances."""
 
+import functools
 import itertools
 
 import jax
@@ -9,7 +10,13 @@ import pytest
 from flax import nnx
 
 from coco_jax.models.text import TextTower
-from coco_jax.models.transformer import Block, rotary_attention
+from coco_jax.models.transformer import (
+    MIN_LOGITS_BY_HEAD,
+    Block,
+    attend_by_head,
+    capped_attention,
+    rotary_attention,
+)
 from coco_jax.models.video import FeatureTower, VideoTower
 from coco_jax.presets import TextTowerConfig, VideoTowerConfig
 
@@ -92,6 +99,48 @@ def test_block_equals_numpy_reference():
     up = norm(y) @ np.asarray(block.mlp.up.kernel) + np.asarray(block.mlp.up.bias)
     want = y + np.asarray(jax.nn.gelu(up, approximate=False)) @ np.asarray(block.mlp.down.kernel)
     np.testing.assert_allclose(block(jnp.asarray(x[None], jnp.float32))[0], want, atol=1e-4)
+
+
+HEADS, TOKENS = 4, 260  # long enough to be computed by head
+
+
+@pytest.mark.parametrize(
+    ("attention_fn", "mask"),
+    [
+        (nnx.dot_product_attention, None),
+        (functools.partial(capped_attention, cap=0.5), None),
+        (nnx.dot_product_attention, np.arange(TOKENS)[:, None] >= np.arange(TOKENS)),
+        (nnx.dot_product_attention, np.arange(TOKENS) < np.array([[[[200]]], [[[3]]]])),
+        (nnx.dot_product_attention, np.arange(TOKENS) > np.arange(HEADS)[:, None, None]),
+    ],
+    ids=["no mask", "capped", "causal mask", "mask of each sequence", "mask of each head"],
+)
+def test_attention_by_head_equals_attention_of_all_heads(attention_fn, mask):
+    assert HEADS * TOKENS * TOKENS >= MIN_LOGITS_BY_HEAD
+    inputs = jax.random.normal(jax.random.key(0), (3, 2, TOKENS, HEADS, 8))
+    mask = None if mask is None else jnp.asarray(mask)
+
+    def loss(attention_fn, inputs):
+        out = attention_fn(*inputs, mask=mask)
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+    by_head = functools.partial(attend_by_head, attention_fn=attention_fn)
+    got, want = (
+        jax.jit(jax.grad(functools.partial(loss, f), has_aux=True))(inputs)
+        for f in (by_head, attention_fn)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), got, want)
+
+
+def test_attention_by_head_needs_less_memory():
+    inputs = jax.ShapeDtypeStruct((3, 2, TOKENS, HEADS, 8), jnp.float32)
+
+    def memory(attention_fn):
+        gradient = jax.jit(jax.grad(lambda inputs: attention_fn(*inputs).sum()))
+        return gradient.lower(inputs).compile().memory_analysis().temp_size_in_bytes
+
+    by_head = functools.partial(attend_by_head, attention_fn=nnx.dot_product_attention)
+    assert memory(by_head) < 0.6 * memory(nnx.dot_product_attention)
 
 
 def turned(query, key, side, class_token):

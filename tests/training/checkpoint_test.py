@@ -15,7 +15,6 @@ import pytest
 from coco_jax import sharding
 from coco_jax.errors import UserError
 from coco_jax.training import checkpoint
-from coco_jax.training import checkpoint
 from coco_jax.training.checkpoint import Checkpoints, restore_params
 from coco_jax.training.step import make_program
 from tests.helpers.compilations import compilations
