@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import coco_jax
 import coco_jax.export
 from coco_jax.errors import UserError
+from coco_jax.models import transformer
 from coco_jax.recognition import export, onnx_model
 from tests.helpers.runs import ROOT
 from tests.weights.i3d_test import POOLS
@@ -151,3 +153,16 @@ def test_the_command_writes_an_export_and_replaces_its_table(
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="give a model and a folder"):
         coco_jax.export.command(["export"])
+
+
+def test_attention_by_head_in_onnx_equals_that_in_jax():
+    """Long sequences, for which CPUs loop over the heads of a block."""
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    block = transformer.Block(32, heads=4, rngs=nnx.Rngs(0))
+    clips = np.random.default_rng(0).integers(0, 256, (2, 260, 32), dtype=np.uint8)
+    assert transformer.MIN_LOGITS_BY_HEAD <= 4 * 260 * 260
+    embed = lambda clips: block(clips.astype(jnp.float32) / 255)[:, ::20]
+    session = runtime.InferenceSession(onnx_model.to_onnx(embed, clips.shape[1:]))
+    got = session.run(None, {session.get_inputs()[0].name: clips})[0]
+    np.testing.assert_allclose(got, jax.jit(embed)(clips), atol=1e-5)
