@@ -6,7 +6,7 @@ DATA = data
 RUN = $(BIN)/python -m coco_jax.main
 
 .PHONY: help env starter_features lock data demo motion ablation test faults doc_commands wheel_check lint docs \
-	bench clean
+	bench bench_videos clean
 
 help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -82,7 +82,7 @@ $(VENV)/decord: $(VENV)/installed
 
 WORK = runs/bench
 BENCH = PYTHONPATH=$(VENV)/decord $(BIN)/python -m benchmarks.
-bench: env $(if $(CLIPS),$(VENV)/decord)  ## all benchmarks, for idle cores: two hours, 5 GB in runs/bench; CLIPS=FOLDER adds those of videos
+bench: env  ## all benchmarks, for idle cores: takes hours; CLIPS=FOLDER adds those of videos
 	mkdir -p $(WORK)
 	$(BENCH)i3d
 	$(BENCH)step
@@ -90,16 +90,20 @@ bench: env $(if $(CLIPS),$(VENV)/decord)  ## all benchmarks, for idle cores: two
 	$(BENCH)calibration
 	$(BENCH)feature_mode --work_dir=$(WORK)/feature_mode
 	$(BENCH)text_feature_cache --dir=$(WORK)/cache
-	$(BENCH)text_feature_cache --dir=$(WORK)/cache --texts=50000
+	$(BENCH)text_feature_cache --dir=$(WORK)/small_cache --texts=50000
 	$(BENCH)actionhub_scale --work_dir=$(WORK)/scale
 	$(BIN)/python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=$(WORK)/data
 	bash -c "time $(RUN) --config=configs/kinetics_prototypes.py --config.data.dir=$(WORK)/data \
 		--workdir=$(WORK)/prototypes"
-	$(BENCH)cycle_study --data_dir=$(WORK)/data
-	$(if $(CLIPS),$(BENCH)decoding --clips=$(CLIPS))
-	$(if $(CLIPS),$(BENCH)real_clips --clips=$(CLIPS))
-	$(if $(CLIPS),$(BENCH)timeline --clips=$(CLIPS) --flag=--stride=2.56)
-	$(if $(CLIPS),$(BENCH)index_search --videos=$(CLIPS) --windows=10000)
+	$(BENCH)data_wait --config=configs/kinetics_prototypes.py --config.data.dir=$(WORK)/data --config.ablation=full --steps=60
+	$(BENCH)cycle_study --data_dir=$(WORK)/data --weights=0.3,3
+	$(if $(CLIPS),$(MAKE) bench_videos)
+
+bench_videos: $(VENV)/decord
+	$(BENCH)decoding --clips=$(CLIPS)
+	$(BENCH)real_clips --clips=$(CLIPS)
+	$(BENCH)timeline --clips=$(CLIPS) --flag=--stride=2.56
+	$(BENCH)index_search --videos=$(CLIPS) --windows=10000,1000000
 
 docs: env  ## builds the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
