@@ -271,6 +271,27 @@ def test_local_exits_with_the_code_of_the_failed_process(worker):
     assert call("local.sh", "--processes=3", *FLAGS, env=worker("fail")).returncode == 7
 
 
+# All processes end at the time END, in nanoseconds; process 1 fails.
+TOGETHER = """#!/usr/bin/env bash
+if [[ $1 == -c ]]; then echo 12345; exit; fi
+while (($(date +%s%N) < END)); do :; done
+[[ ${*: -1} != --process=1 ]] || exit 7
+"""
+
+
+@pytest.mark.faults
+def test_local_exits_with_the_failed_code_if_all_processes_end_at_once(tmp_path):
+    """`wait -n` of bash lost the code in one of ten repetitions."""
+    (tmp_path / "python").write_text(TOGETHER)
+    (tmp_path / "python").chmod(0o755)
+    for _ in range(60):
+        env = os.environ | {
+            "PYTHON": str(tmp_path / "python"),
+            "END": str(time.time_ns() + 300_000_000),
+        }
+        assert call("local.sh", "--processes=8", *FLAGS, env=env).returncode == 7
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_forwards_signals(worker, number):
     # If pytest runs in the background, SIGINT is ignored, and a shell cannot restore its handler.
