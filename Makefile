@@ -82,10 +82,11 @@ $(VENV)/decord: $(VENV)/installed
 
 WORK = runs/bench
 BENCH = PYTHONPATH=$(VENV)/decord $(BIN)/python -m benchmarks.
-bench: env  ## all benchmarks, for idle cores: takes hours; CLIPS=FOLDER adds those of videos
+bench: env  ## most benchmarks, for idle cores: hours, 5 GB in runs/bench; CLIPS=FOLDER adds those of videos
 	mkdir -p $(WORK)
 	$(BENCH)i3d
 	$(BENCH)step
+	$(BENCH)step --preset=clip_b16 --part=torch --repeats=3
 	$(BENCH)prototypes
 	$(BENCH)calibration
 	$(BENCH)feature_mode --work_dir=$(WORK)/feature_mode
@@ -99,7 +100,8 @@ bench: env  ## all benchmarks, for idle cores: takes hours; CLIPS=FOLDER adds th
 	$(BENCH)cycle_study --data_dir=$(WORK)/data --weights=0.3,3
 	$(if $(CLIPS),$(MAKE) bench_videos)
 
-bench_videos: $(VENV)/decord
+bench_videos: $(VENV)/decord  ## the benchmarks of videos; needs CLIPS=FOLDER
+	$(if $(CLIPS),,$(error give CLIPS=FOLDER, a folder with videos and clips.csv))
 	$(BENCH)decoding --clips=$(CLIPS)
 	$(BENCH)real_clips --clips=$(CLIPS)
 	$(BENCH)timeline --clips=$(CLIPS) --flag=--stride=2.56

@@ -221,7 +221,9 @@ def against_torch(config: ConfigDict, reference: Any) -> None:
             ("training step", {"coco_jax": ours.step, "torch": theirs.step}),
         )
     }
-    embed: Any = ours.program.embed_videos
+    counted = config.copy_and_resolve_references()
+    counted.model.dtype = "bfloat16"  # as in `model_flops`
+    embed: Any = make_program(counted, sharding.make_mesh(counted, jax.devices()[:1])).embed_videos
     flops = {
         "inference": embed.lower(ours.state.params, batch["video"]).cost_analysis()["flops"],
         "training step": model_flops(config, batch),

@@ -87,6 +87,8 @@ def test_model_flops_equal_a_count_by_hand():
     got = model_flops(config, abstract_batch(config, 400, 160))
     wanted = 3 * vit_flops(8 * 4, 197, 768, 3)
     assert wanted == pytest.approx(got, rel=0.04)
+    config.model.dtype = "float32"
+    assert model_flops(config, abstract_batch(config, 400, 160)) == got
 
 
 def test_model_flops_do_not_count_recomputation(tiny):

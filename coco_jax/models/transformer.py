@@ -19,7 +19,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 NORMS = CHOICES["text_tower.norm"]
-MIN_LOGITS_BY_HEAD = 1 << 18  # of a sequence, all heads together; CLIP B/16 has 12 x 197 x 197
+# Heads x queries x keys of a sequence from which heads are computed one by one on CPUs. CLIP ViT-B/16
+# has 12 x 197 x 197, B/32 12 x 50 x 50.
+MIN_LOGITS_BY_HEAD = 1 << 18
 
 
 class LowRank(nnx.LinearGeneral):
@@ -87,10 +89,11 @@ def attend_by_head(
     mask: Bool[Array, "..."] | None = None,
     **settings: Any,
 ) -> Float[Array, "*B Q H E"]:
-    """Attention of one head after another, for long sequences in float32 on CPUs; else of all at once.
+    """Attention that is computed head by head on CPUs, if sequences are long and values are float32.
 
-    The logits of one head stay in the processor's cache, and the backward pass computes them again
-    instead of storing them. The result equals that of `attention_fn` up to rounding.
+    The logits of one head fit into the processor's cache. The backward pass computes them again, so they
+    are not stored. In all other cases, and on other devices, `attention_fn` gets all heads at once. Both
+    results are equal up to rounding. With `mesh.tensor` above 1, each CPU device computes all heads.
 
     An `attention_fn` of `nnx.MultiHeadAttention`.
 
@@ -101,10 +104,14 @@ def attend_by_head(
       attention_fn: called with all heads, or with one.
       mask: bool, broadcastable to `... H Q K`; True where a query may attend.
       **settings: other arguments of `attention_fn`.
+
+    Returns:
+      `... Q H E`.
     """
     attend = functools.partial(attention_fn, mask=mask, **settings)
 
-    # A loop is a boundary for the compiler, so it cannot merge both computations of the logits.
+    # `prevent_cse` is not needed: the forward and the backward pass are different loops, which XLA does
+    # not merge.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def attend_one(inputs: tuple[jax.Array, ...]) -> jax.Array:
         return attend(*(x[..., None, :] for x in inputs))[..., 0, :]
@@ -115,8 +122,13 @@ def attend_by_head(
         )
 
     is_small = query.shape[-3] * key.shape[-3] * query.shape[-2] < MIN_LOGITS_BY_HEAD
-    has_mask_by_head = mask is not None and mask.ndim > 2 and mask.shape[-3] > 1
-    if is_small or has_mask_by_head or query.dtype != jnp.float32:
+    heads_differ = (
+        (mask is not None and mask.ndim > 2 and mask.shape[-3] > 1)
+        or settings.get("bias") is not None
+        or settings.get("module") is not None  # in which the weights are stored
+        or settings.get("dropout_rate", 0.0) > 0
+    )
+    if is_small or heads_differ or query.dtype != jnp.float32:
         return attend(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cpu=by_head, default=attend)
 

@@ -290,7 +290,7 @@ def abstract_batch(config: ConfigDict, seen: int, pool: int) -> Batch:
 def model_flops(config: ConfigDict, batch: Any) -> float:
     """FLOPs of one training step over the whole batch, without rematerialisation.
 
-    XLA counts the FLOPs of the lowered program for one CPU device, without compiling it.
+    XLA counts the FLOPs of the lowered program in bfloat16 for one CPU device, without compiling it.
 
     Args:
       config: of the run.
@@ -299,9 +299,9 @@ def model_flops(config: ConfigDict, batch: Any) -> float:
     with jax.default_device(device := jax.local_devices(backend="cpu")[0]):
         plain = config.copy_and_resolve_references()
         plain.model.remat, plain.optimizer.microbatches = False, 1
-        plain.model.dtype = (
-            "bfloat16"  # in float32, CPUs use other algorithms, which XLA counts otherwise
-        )
+        # In float32, programs for CPUs use Winograd's convolutions, and loop over the heads of
+        # attention, which XLA counts once.
+        plain.model.dtype = "bfloat16"
         plain.mesh.update(data=1, fsdp=1, tensor=1)
         program = make_program(
             plain, jax.make_mesh((1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=[device])
