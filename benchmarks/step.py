@@ -237,7 +237,10 @@ def against_torch(config: ConfigDict, reference: Any) -> None:
             f"{other.median / own.median:.2f} (median), {other.cpu / own.cpu:.2f} (CPU time); "
             f"{CLIPS.value / own.best:.2f} clips/s; {share:.2f} of the rate of the matrix product"
         )
-    print(f"at the start, scores differ by at most {difference:.1e}, the losses by {abs(loss):.1e}")
+    print(
+        f"at the start, scores differ by at most {difference:.1e}, the losses by {abs(loss):.1e}; "
+        f"our step needs {ours.temporary:,.0f} MiB of temporary memory"
+    )
 
 
 def compare(title: str, steps: Mapping[str, Ours]) -> None:
