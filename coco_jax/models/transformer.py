@@ -103,7 +103,7 @@ def attend_by_head(
       value: `... K H E`.
       attention_fn: called with all heads, or with one.
       mask: bool, broadcastable to `... H Q K`; True where a query may attend.
-      **settings: other arguments of `attention_fn`.
+      **settings: other arguments of `attention_fn`, which do not differ by head.
 
     Returns:
       `... Q H E`.
@@ -122,13 +122,8 @@ def attend_by_head(
         )
 
     is_small = query.shape[-3] * key.shape[-3] * query.shape[-2] < MIN_LOGITS_BY_HEAD
-    heads_differ = (
-        (mask is not None and mask.ndim > 2 and mask.shape[-3] > 1)
-        or settings.get("bias") is not None
-        or settings.get("module") is not None  # in which the weights are stored
-        or settings.get("dropout_rate", 0.0) > 0
-    )
-    if is_small or heads_differ or query.dtype != jnp.float32:
+    has_mask_by_head = mask is not None and mask.ndim > 2 and mask.shape[-3] > 1
+    if is_small or has_mask_by_head or query.dtype != jnp.float32:
         return attend(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cpu=by_head, default=attend)
 

@@ -140,7 +140,7 @@ def test_attention_by_head_needs_less_memory():
         return gradient.lower(inputs).compile().memory_analysis().temp_size_in_bytes
 
     by_head = functools.partial(attend_by_head, attention_fn=nnx.dot_product_attention)
-    assert memory(by_head) < 0.6 * memory(nnx.dot_product_attention)
+    assert memory(by_head) < 0.4 * memory(nnx.dot_product_attention)  # else the logits are stored
 
 
 def turned(query, key, side, class_token):
