@@ -8,7 +8,9 @@ python -m benchmarks.step --preset=clip_b16
 2. Inference: the embeddings of a batch of clips and their scores.
 3. Our training step with the whole objective of CoCo: 400, 1,211 and 10,000 seen classes, each with 8
    descriptions, and 160 unseen ones.
-4. Our training step with 1, 2 and 4 microbatches.
+4. Our training step with 1, 2 and 4 microbatches, and with rematerialisation, the other way to save
+   memory.
+5. The time to trace and compile our initialisation, training step and embedding of videos.
 
 Calls that are compared alternate. A product of two matrices of 2,048 x 2,048 values is timed between
 them.
@@ -16,6 +18,7 @@ them.
 
 import functools
 import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,8 +43,8 @@ FRAMES = flags.DEFINE_integer("frames", 8, "Frames of a clip.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed calls of each.", lower_bound=1)
 PARTS = flags.DEFINE_multi_enum(
     "part",
-    ["torch", "classes", "microbatches"],
-    ["torch", "classes", "microbatches"],
+    ["torch", "classes", "microbatches", "compile"],
+    ["torch", "classes", "microbatches", "compile"],
     "What to run.",
 )
 SEEN, UNSEEN = 400, 160
@@ -255,11 +258,37 @@ def compare(title: str, steps: Mapping[str, Ours]) -> None:
         )
 
 
-def full(config: ConfigDict, microbatches: int = 1, seen: int = SEEN) -> Ours:
+def full(config: ConfigDict, microbatches: int = 1, seen: int = SEEN, remat: bool = False) -> Ours:
     """A program with the whole objective."""
     config = config.copy_and_resolve_references()
     config.ablation, config.optimizer.microbatches = "full", microbatches
+    config.model.remat = remat
     return Ours(config, make_batch(config, seen))
+
+
+def compile_times(config: ConfigDict) -> None:
+    """Part 5: the best of `REPEATS` times of each program; nothing is kept between them."""
+    batch, key = make_batch(config), jax.random.key(0)
+    mesh = sharding.make_mesh(config, jax.devices()[:1])
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(REPEATS.value):
+        jax.clear_caches()
+        program: Any = make_program(config, mesh)
+        params = program.abstract.params
+        for name, function, inputs in (
+            ("initialisation", program.init, (key,)),
+            ("training step", program.step, (program.abstract, batch, key)),
+            ("embedding of videos", program.embed_videos, (params, batch["video"])),
+        ):
+            start = time.perf_counter()
+            lowered = function.lower(*inputs)
+            traced = time.perf_counter()
+            lowered.compile()
+            times = traced - start, time.perf_counter() - traced
+            found.setdefault(name, []).append(times)
+    print("| | tracing | compiling |\n| --- | --- | --- |")
+    for name, seconds in found.items():
+        print(f"| {name} | " + " | ".join(f"{x:.1f} s" for x in np.min(seconds, 0)) + " |")
 
 
 def main(argv: list[str]) -> None:
@@ -278,7 +307,10 @@ def main(argv: list[str]) -> None:
             counts = (SEEN, 1211, 10_000)
             compare("full", {f"{n:,} seen classes": full(config, seen=n) for n in counts})
         if "microbatches" in PARTS.value:
-            compare("full", {f"{n} microbatches": full(config, n) for n in (1, 2, 4)})
+            steps = {f"{n} microbatches": full(config, n) for n in (1, 2, 4)}
+            compare("full", steps | {"rematerialisation": full(config, remat=True)})
+        if "compile" in PARTS.value:
+            compile_times(config)
 
 
 if __name__ == "__main__":

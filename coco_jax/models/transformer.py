@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from coco_jax.config import CHOICES
+from coco_jax.models.initial import repeat
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -268,7 +269,7 @@ class Block(nnx.Module):
         rope: tuple[int, bool] | None = None,
         lora: tuple[int, float] | None = None,
         zero: bool = False,
-        mixer: Callable[[], nnx.Module] | None = None,
+        mixer: Callable[[nnx.Rngs], nnx.Module] | None = None,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
@@ -313,7 +314,7 @@ class Block(nnx.Module):
             width, int(width * mlp_ratio), activation=activation, zero=zero, dtype=dtype, rngs=rngs
         )
         self.dropout = nnx.Dropout(dropout)
-        self.mixer = nnx.data(mixer() if mixer else None)
+        self.mixer = nnx.data(mixer(rngs) if mixer else None)
 
     def __call__(
         self,
@@ -341,7 +342,8 @@ class Blocks(nnx.Module):
     """A stack of blocks; with `remat` the backward pass recomputes their activations."""
 
     def __init__(self, depth: int, *args: Any, remat: bool = False, rngs: nnx.Rngs, **kwargs: Any):
-        self.layers = nnx.List([Block(*args, rngs=rngs, **kwargs) for _ in range(depth)])
+        make = lambda rngs: Block(*args, rngs=rngs, **kwargs)
+        self.layers = nnx.List(repeat(make, depth, rngs))
         self.remat = remat
 
     def __call__(

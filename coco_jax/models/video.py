@@ -91,10 +91,10 @@ class VideoTower(nnx.Module):
         self.position = nnx.Param(normal(rngs.params(), (tokens, width)))
         self.pre_norm = norm() if tower.pre_norm else None
         mixer = {
-            "divided": lambda: DividedAttention(
+            "divided": lambda rngs: DividedAttention(
                 steps, width, tower.heads, epsilon=epsilon, dtype=dtype, rngs=rngs
             ),
-            "shift": lambda: TemporalShift(steps, width),
+            "shift": lambda _: TemporalShift(steps, width),
         }.get(tower.temporal)
         self.spatial = Blocks(
             tower.depth,

@@ -18,6 +18,7 @@ from coco_jax import sharding
 from coco_jax.config import uses_definitions
 from coco_jax.models.closed_form import ClosedForm, EpisodeBatch
 from coco_jax.models.coco import Batch, CoCo
+from coco_jax.models.initial import ParamKeys
 from coco_jax.training.optimizer import all_trainable, make_optimizer, schedule, trainable_mask
 
 Params = dict[str, Any]
@@ -31,22 +32,6 @@ class State(NamedTuple):
     step: jax.Array  # int32 scalar, number of completed steps
     params: Params  # float32
     opt_state: Any
-
-
-class ParamKeys(nnx.Rngs):
-    """The keys of the parameters: those of `nnx.Rngs(params=key)`, but counted in Python.
-
-    While a function is traced, each update of the count of `nnx.Rngs` builds an error message that is
-    not shown, in a time that grows with the size of the model. With 48 layers that takes minutes.
-    """
-
-    def __init__(self, key: jax.Array):
-        self.key, self.used = key, 0
-
-    def params(self) -> jax.Array:
-        """The next key."""
-        self.used += 1
-        return jax.random.fold_in(self.key, self.used - 1)
 
 
 class Program(NamedTuple):

@@ -11,7 +11,7 @@ from coco_jax.config import ABLATIONS
 from coco_jax.data.task import make_task
 from coco_jax.errors import UserError
 from coco_jax.models.coco import Batch, CoCo
-from coco_jax.training.step import DROPOUT_STREAM, ParamKeys, gradients, make_program
+from coco_jax.training.step import DROPOUT_STREAM, gradients, make_program
 
 
 def random_batch(config, seed=0, seen=6, pool=4) -> Batch:
@@ -282,9 +282,3 @@ def test_the_package_and_its_cli_import_without_jax():
 
     code = "import sys; sys.modules['jax'] = None; import coco_jax, coco_jax.cli"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_parameters_are_initialised_with_the_keys_of_nnx_rngs():
-    ours, theirs = ParamKeys(jax.random.key(3)), nnx.Rngs(params=jax.random.key(3))
-    for _ in range(5):
-        assert (jax.random.key_data(ours.params()) == jax.random.key_data(theirs.params())).all()
