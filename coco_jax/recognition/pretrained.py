@@ -114,6 +114,32 @@ def predict_prototypes(
     return np.asarray(_predict(x_KNW, y_SNW, seen_SF, weight_N, width, ridge))
 
 
+def estimate_texts(
+    label_NW: Float[np.ndarray, "N W"],
+    known: Mapping[str, Float[np.ndarray, "A W"]],
+    temperature: float = SIMILARITY_TEMPERATURE,
+) -> dict[str, Float[np.ndarray, "N W"]]:
+    """Features of all texts of actions, from those of their names.
+
+    The definition and the captions are the mean of the name's own feature and of the texts of actions
+    with similar names.
+
+    Args:
+      label_NW: features of the names, unit length.
+      known: features of the texts of other actions by block: label, definition, captions.
+      temperature: of the softmax over the cosines of the names.
+
+    Returns:
+      Features by block, unit length.
+    """
+    weight_NA = np.exp((label_NW @ known["label"].T - 1) / temperature)
+    weight_NA /= weight_NA.sum(1, keepdims=True)
+    found = {"label": label_NW}
+    for block in BLOCKS[1:]:
+        found[block] = unit(label_NW + unit(weight_NA @ known[block]))
+    return found
+
+
 def hubness(
     v_KF: Float[np.ndarray, "K F"], seen_SF: Float[np.ndarray, "S F"]
 ) -> Float[np.ndarray, " K"]:
@@ -378,18 +404,9 @@ class PretrainedRecognizer(VideoRanker):
         return Prototypes(tuple(actions), v_KF[: len(actions)], penalty_K[: len(actions)])
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Features of actions that are not in the starter corpus, from their names alone.
-
-        The definition and the captions are the mean of the name's own feature and of the texts of
-        actions with similar names.
-        """
+        """Features of actions that are not in the starter corpus, from their names alone."""
         label_NW = self._encoder.means([[t.format(name) for t in TEMPLATES] for name in names])
-        known, temperature = self._parts.features, self.settings.similarity_temperature
-        weight_NA = np.exp((label_NW @ known["label"].T - 1) / temperature)
-        weight_NA /= weight_NA.sum(1, keepdims=True)
-        found = {"label": label_NW}
-        for block in BLOCKS[1:]:
-            found[block] = unit(label_NW + unit(weight_NA @ known[block]))
+        found = estimate_texts(label_NW, self._parts.features, self.settings.similarity_temperature)
         return [{block: x[n] for block, x in found.items()} for n in range(len(names))]
 
     def _row(self, name: str) -> int | None:

@@ -113,6 +113,24 @@ def test_kernel_ridge_equals_the_gaussian_process_mean():
     np.testing.assert_allclose(got, unit(np.stack(want)), rtol=1e-5)
 
 
+def test_texts_of_a_new_name_are_estimated_from_those_of_similar_names():
+    rng = np.random.default_rng(0)
+    label_NW = parts.unit(rng.normal(size=(3, 16)))
+    known = {block: parts.unit(rng.normal(size=(50, 16))) for block in ("definition", "captions")}
+    known["label"] = parts.unit(rng.normal(size=(50, 16)))
+    known["label"][7] = label_NW[1]  # one action has the same name as the second new one
+    found = pretrained.estimate_texts(label_NW, known, temperature=0.01)
+    for block in ("definition", "captions"):
+        expected_W = label_NW[1] + known[block][7]
+        cosine = found[block][1] @ expected_W / np.linalg.norm(expected_W)
+        assert cosine == pytest.approx(1, abs=1e-6)
+        # At a high temperature all actions count alike.
+        alike = pretrained.estimate_texts(label_NW, known, temperature=1e6)[block]
+        expected_NW = label_NW + parts.unit(known[block].mean(0))
+        np.testing.assert_allclose(alike, parts.unit(expected_NW), atol=1e-5)
+    np.testing.assert_array_equal(found["label"], label_NW)
+
+
 def test_spelling_of_a_known_action_does_not_matter(recognizer):
     a, b = recognizer.embed_actions(["push up"]), recognizer.embed_actions(["PushUps"])
     np.testing.assert_array_equal(a.v_KF, b.v_KF)
