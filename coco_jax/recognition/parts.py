@@ -17,6 +17,7 @@ from coco_jax.data import starter
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
 from coco_jax.models.i3d import I3D
+from coco_jax.models.initial import ParamKeys
 from coco_jax.models.ridge import BLOCKS
 from coco_jax.models.text import TextTower
 from coco_jax.recognition import folder as folders
@@ -47,9 +48,9 @@ class Tower(NamedTuple):
     params: Any  # shapes and dtypes
 
     @classmethod
-    def of(cls, part: str, make: Callable[[], nnx.Module]) -> "Tower":
-        """The tower that `make` builds; nothing is computed."""
-        return cls(part, *nnx.split(nnx.eval_shape(make)))
+    def of(cls, part: str, make: Callable[[nnx.Rngs], nnx.Module]) -> "Tower":
+        """The tower that `make` builds from keys; nothing is computed."""
+        return cls(part, *nnx.split(nnx.eval_shape(lambda: make(ParamKeys(jax.random.key(0))))))
 
     def name(self, path: Any) -> str:
         """The name of a parameter, such as `video/stem/kernel`."""
@@ -76,13 +77,13 @@ class Tower(NamedTuple):
 @functools.cache
 def video_tower() -> Tower:
     """I3D."""
-    return Tower.of("video", lambda: I3D(rngs=nnx.Rngs(0)))
+    return Tower.of("video", lambda rngs: I3D(rngs=rngs))
 
 
 @functools.cache
 def text_tower() -> Tower:
     """MiniLM."""
-    return Tower.of("text", lambda: TextTower(default_text(), rngs=nnx.Rngs(0)))
+    return Tower.of("text", lambda rngs: TextTower(default_text(), rngs=rngs))
 
 
 def published_arrays(

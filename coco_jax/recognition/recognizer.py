@@ -21,6 +21,7 @@ from coco_jax.data.task import label_ids
 from coco_jax.data.tokenizers import Tokenizer, load_tokenizer
 from coco_jax.errors import UserError
 from coco_jax.models.coco import CoCo
+from coco_jax.models.initial import ParamKeys
 from coco_jax.recognition import cards
 from coco_jax.recognition import folder as folders
 from coco_jax.recognition.inputs import are_captions, check_actions
@@ -276,7 +277,7 @@ class Recognizer(VideoRanker):
 
     def clip_function(self) -> Callable[[ArrayLike], jax.Array]:
         """As `embed_clips`, without a mesh."""
-        model = nnx.eval_shape(lambda: CoCo(self.config, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: CoCo(self.config, rngs=ParamKeys(jax.random.key(0))))
         graph = nnx.graphdef(model)
 
         def rows(clips: ArrayLike) -> jax.Array:
