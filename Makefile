@@ -87,6 +87,8 @@ bench: env  ## most benchmarks, for idle cores: hours, 5 GB in runs/bench; CLIPS
 	$(BENCH)i3d
 	$(BENCH)step
 	$(BENCH)step --preset=clip_b16 --part=torch --repeats=3
+	$(BENCH)step --preset=clip_b16 --part=compile --repeats=3
+	$(BENCH)step --preset=clip_l14 --part=compile --repeats=3
 	$(BENCH)prototypes
 	$(BENCH)calibration
 	$(BENCH)feature_mode --work_dir=$(WORK)/feature_mode

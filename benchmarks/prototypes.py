@@ -6,8 +6,10 @@ The 400 columns of I3D's classifier are prototypes of the Kinetics-400 actions. 
 with `numpy.random.RandomState(s).permutation(400)`: the first 300 are seen, the other 100 unseen. The
 regression from texts to prototypes is fitted on the seen actions. For each unseen action, its true
 prototype takes the place of a video, and the 100 unseen actions are ranked by their predicted
-prototypes. All constants were chosen on actions held out of the seen ones of splits 0 to 7; the default
-splits (200 to 215) were used for nothing else.
+prototypes. In the last rows only the names of the unseen actions are known: their definitions and
+captions are estimated from the other 1,111 actions of the starter corpus. All constants were chosen on
+actions held out of the seen ones of splits 0 to 7; the default splits (200 to 215) were used for nothing
+else.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +25,10 @@ from coco_jax.weights import files, i3d, packages
 SPLITS = flags.DEFINE_list("splits", [str(s) for s in range(200, 216)], "Class splits.")
 
 Texts = Mapping[str, np.ndarray]
-BLOCKS = ("label", "definition", "captions")
 TEXTS = {
     "label": ("label",),
     "label + definition": ("label", "definition"),
-    "label + definition + captions": BLOCKS,
+    "label + definition + captions": ridge.BLOCKS,
 }
 
 
@@ -65,10 +66,10 @@ def measure(
     """Top-1 and top-5 of each split.
 
     Args:
-      predict: predicts prototypes.
-      hubness: weight of its penalty.
-      blocks: the texts.
-      splits: seeds.
+      predict: the regression, `linear_ridge` or `kernel_ridge`.
+      hubness: weight of the penalty for hubness.
+      blocks: the kinds of texts that the regression uses.
+      splits: seeds of the class splits.
       estimated: only the names of the unseen actions are known. Their definitions and captions are
         estimated from the rest of the starter corpus, as for a name that is not in the corpus.
     """
@@ -113,7 +114,7 @@ def main(argv: list[str]) -> None:
         for name, method in methods.items():
             show(texts, name, measure(*method, blocks, splits))
     for name, method in methods.items():
-        found = measure(*method, BLOCKS, splits, estimated=True)
+        found = measure(*method, ridge.BLOCKS, splits, estimated=True)
         show("label, the other texts estimated", name, found)
 
 

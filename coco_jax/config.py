@@ -291,7 +291,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.dim = 512  # D, the shared embedding
     c.model.dtype = "bfloat16"  # of activations; parameters and losses are float32
-    # Recompute activations in the backward pass, which saves memory on GPUs and TPUs (not on CPUs).
+    # Recompute activations in the backward pass to save memory; on CPUs it saves none (docs/train.md).
     c.model.remat = False
     c.model.tau = 0.07  # initial temperature
     c.model.tau_min = 0.01

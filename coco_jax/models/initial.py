@@ -30,23 +30,33 @@ class ParamKeys(nnx.Rngs):
 def repeat(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> list[Module]:
     """`count` modules with the parameters that `[make(rngs) for _ in range(count)]` would give them.
 
-    If the keys are `ParamKeys`, the modules are initialised in a loop of the compiled program. Their
-    initialisation is then traced and compiled once, not `count` times.
+    If the keys are `ParamKeys`, the modules are initialised in a compiled loop. Their initialisation is
+    then traced twice and compiled once, whatever `count` is.
 
     Args:
-      make: builds one module; each call must use the same number of keys.
+      make: builds one module. It must take all keys from its argument and the same number at each call,
+        and must not call `repeat`. All arrays of the module must be in `nnx.Variable`s.
       count: number of modules.
       rngs: the keys.
+
+    Returns:
+      The modules.
+
+    Raises:
+      ValueError: `make` calls `repeat`.
     """
     if not isinstance(rngs, ParamKeys) or count < 2:
         return [make(rngs) for _ in range(count)]
+    first = rngs.used
+    if not isinstance(first, int):
+        raise ValueError("`repeat` cannot be used in a function that `repeat` calls")
 
     def build(first: int | jax.Array) -> tuple[nnx.GraphDef, nnx.State, int | jax.Array]:
         keys = ParamKeys(rngs.key, first)
         return *nnx.split(make(keys)), keys.used
 
-    first = rngs.used
-    # The first tracing gives the structure of a module and the number of keys that it uses.
+    # The structure of a module and the number of its keys are no arrays, so `eval_shape` cannot return
+    # them; the traced function leaves them in a list.
     static: list = []
     jax.eval_shape(lambda: static.extend(build(first)[::2]))
     graph, used = static
