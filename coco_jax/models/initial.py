@@ -55,7 +55,8 @@ def repeat(make: Callable[[nnx.Rngs], Module], count: int, rngs: nnx.Rngs) -> li
         keys = ParamKeys(rngs.key, first)
         return *nnx.split(make(keys)), keys.used
 
-    # The structure of a module and the number of its keys are no arrays, so `eval_shape` cannot return
+    # Not `nnx.vmap`: it splits the key, so all parameters would differ from those of the plain list.
+    # The structure of a module and the number of its keys are not arrays, so `eval_shape` cannot return
     # them; the traced function leaves them in a list.
     static: list = []
     jax.eval_shape(lambda: static.extend(build(first)[::2]))
