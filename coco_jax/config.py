@@ -40,7 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text_tower.pool": ("mean", "map", "last", "eos", "cls"),
     "text_tower.activation": ACTIVATIONS,
     "text_tower.norm": ("pre", "post"),
-    "text_tower.position": ("learned", "sinusoid"),
+    "text_tower.position": ("learned", "sinusoid", "relative"),
     "model.start": ("random", "ridge"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "cycle.pool": ("unseen", "auxiliary", "episodic"),
@@ -279,7 +279,8 @@ def default() -> ConfigDict:
     c.text_tower.norm = "pre"  # pre | post (BERT)
     c.text_tower.causal = False  # causal attention mask
     c.text_tower.mask_padding = True  # padding is masked in attention and pooling
-    c.text_tower.position = "learned"  # learned | sinusoid
+    # learned | sinusoid | relative: learned, and a bias of attention logits for each distance (MPNet)
+    c.text_tower.position = "learned"
     c.text_tower.norm_epsilon = 1e-6
     c.text_tower.attention_logit_cap = 0.0
     c.text_tower.out_bias = False  # a bias in the projection to the shared embedding

@@ -124,6 +124,7 @@ def command(argv: list[str]) -> None:
         threshold = read_threshold(values.threshold, recognizer.default_threshold)
         _print_training_data(recognizer.training_data)
         candidates = recognizer.embed_actions(actions, descriptions)
+        recognizer.release_text_encoder()  # videos need much memory
         writer = outputs.writer(_format(values), stream, values.timeline)
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         results = _results(values, recognizer, candidates, threshold, sources, written, folder)

