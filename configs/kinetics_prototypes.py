@@ -2,7 +2,8 @@
 
     python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=data
 
-300 actions are seen, 100 unseen, in 16 random class splits. MiniLM embeds the texts. The map from texts
+300 actions are seen, 100 unseen, in 16 random class splits. MiniLM embeds the texts; with
+`--config=kinetics_prototypes:mpnet_package`, MPNet does, which takes longer. The map from texts
 to prototypes is kernel ridge regression, whose constants are trained on episodes of seen actions. What
 was chosen was chosen on validation classes of the splits 0 to 7 (docs/findings.md).
 """
@@ -10,7 +11,7 @@ was chosen was chosen on validation classes of the splits 0 to 7 (docs/findings.
 from coco_jax import config, presets
 
 
-def get_config():
+def get_config(text_tower="minilm_package"):
     c = config.default()
     c.sweep.ablation = ("label", "label+desc", "label+cycle", "full")
     c.sweep.split = tuple(map(str, range(200, 216)))
@@ -22,7 +23,7 @@ def get_config():
     c.text.templates = ("{}", "a video of {}", "a person doing {}")
     c.text.definitions = "with_descriptions"
     c.text.eval_descriptions = 9
-    presets.apply(c, "minilm_package")
+    presets.apply(c, text_tower)
     c.text_tower.trainable = "none"
     c.video_tower.kind = "features"
     c.video_tower.feature_dim = 1024
