@@ -91,6 +91,8 @@ bench: env  ## most benchmarks, for idle cores: hours, 5 GB in runs/bench; CLIPS
 	$(BENCH)step --preset=clip_b16 --part=compile --repeats=3
 	$(BENCH)step --preset=clip_l14 --part=compile --repeats=3
 	$(BENCH)prototypes
+	$(BENCH)prototypes --encoder=minilm
+	$(BENCH)prototypes --encoder=minilm_to_mpnet
 	$(BENCH)calibration
 	$(BENCH)feature_mode --work_dir=$(WORK)/feature_mode
 	$(BENCH)text_feature_cache --dir=$(WORK)/cache

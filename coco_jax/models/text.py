@@ -18,7 +18,7 @@ POOLS = CHOICES["text_tower.pool"]
 POSITIONS = CHOICES["text_tower.position"]
 PADDING_ID = 0
 # MPNet's relative positions (arXiv 2004.09297), which are T5's (arXiv 1910.10683).
-DISTANCES, MAX_DISTANCE = 32, 128
+BUCKETS, MAX_DISTANCE = 32, 128
 
 
 def sinusoids(length: int, width: int) -> Float[np.ndarray, "L D"]:
@@ -31,13 +31,13 @@ def sinusoids(length: int, width: int) -> Float[np.ndarray, "L D"]:
 
 
 def relative_buckets(length: int) -> Int[np.ndarray, "L L"]:
-    """The bucket, below `DISTANCES`, of the distance of each query (row) to each key (column).
+    """The bucket, from 0 to `BUCKETS` - 1, of the offset between each query (row) and each key (column).
 
     As in T5 (arXiv 1910.10683) for both directions: keys after the query have the upper half of the
-    buckets. A quarter of all buckets is for one distance each, starting at 0; the others grow
-    logarithmically up to `MAX_DISTANCE`, and the last one has all larger distances.
+    buckets. In each direction, half of the buckets are for one distance each, starting at 0. The others
+    have ranges that grow logarithmically up to `MAX_DISTANCE`, and the last one all larger distances.
     """
-    half, exact = DISTANCES // 2, DISTANCES // 4
+    half, exact = BUCKETS // 2, BUCKETS // 4
     offset_LL = np.arange(length) - np.arange(length)[:, None]
     far_LL = abs(offset_LL)
     log_LL = np.log(np.maximum(far_LL, exact) / exact) / np.log(MAX_DISTANCE / exact)
@@ -89,7 +89,7 @@ class TextTower(nnx.Module):
         # One for all blocks, of each head; zero at initialisation.
         self.relative = nnx.data(None)
         if tower.position == "relative":
-            self.relative = nnx.Param(jnp.zeros((DISTANCES, tower.heads)))
+            self.relative = nnx.Param(jnp.zeros((BUCKETS, tower.heads)))
         self.blocks = Blocks(
             tower.depth,
             width,
@@ -143,13 +143,13 @@ class TextTower(nnx.Module):
         if self.tower.causal:
             count = x_XLD.shape[1]
             mask_X1LL = mask_X11L & jnp.tri(count, dtype=bool)
-        attention_mask = mask_X1LL
-        if self.relative is not None:  # what is added to the attention logits
+        mask_XHLL = mask_X1LL
+        if self.relative is not None:  # floats, which are added to the attention logits
             bias_LLH = self.relative[...][relative_buckets(x_XLD.shape[1])]
             lowest = jnp.finfo(bias_LLH.dtype).min
-            attention_mask = jnp.where(mask_X1LL, bias_LLH.transpose(2, 0, 1), lowest)
+            mask_XHLL = jnp.where(mask_X1LL, bias_LLH.transpose(2, 0, 1), lowest)
         x_XLD = self.norm(x_XLD) if self.post_norm else x_XLD
-        x_XLD = self.blocks(x_XLD, attention_mask, key)
+        x_XLD = self.blocks(x_XLD, mask_XHLL, key)
         x_XLD = x_XLD if self.post_norm else self.norm(x_XLD)
         rows_X = jnp.arange(len(ids_XL))
         match self.tower.pool:

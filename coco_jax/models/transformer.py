@@ -84,7 +84,7 @@ def capped_attention(
     value: Float[Array, "*B K H E"],
     *,
     cap: float,
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | None = None,
     **unused: Any,
 ) -> Float[Array, "*B Q H E"]:
     """Attention with logits cap * tanh(logits / cap), as in VideoPrism (arXiv 2402.13217).
@@ -96,12 +96,14 @@ def capped_attention(
       key: `... K H E`.
       value: `... K H E`.
       cap: bound of the logits.
-      mask: bool, broadcastable to `... H Q K`; True where a query may attend.
+      mask: as of `plain_attention`; floats are added after the cap.
       **unused: other arguments of `attention_fn`.
     """
     logits = jnp.einsum("...qhe,...khe->...hqk", query, key) / query.shape[-1] ** 0.5
     logits = (cap * jnp.tanh(logits / cap)).astype(jnp.float32)
-    if mask is not None:
+    if mask is not None and mask.dtype != bool:
+        logits = logits + mask
+    elif mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum("...hqk,...khe->...qhe", weights, value)

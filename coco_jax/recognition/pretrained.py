@@ -208,7 +208,7 @@ class Settings:
 class PretrainedRecognizer(VideoRanker):
     """Names any actions in videos; made by `coco_jax.load()`.
 
-    Only its parts were trained: I3D on Kinetics-400, the text encoder on text.
+    Only its parts were trained: I3D on Kinetics-400, the text encoder on texts.
     """
 
     def __init__(
@@ -230,7 +230,8 @@ class PretrainedRecognizer(VideoRanker):
         self.settings = settings = settings or Settings()
         self.default_threshold = settings.threshold
         parts = parts or Parts.published()
-        self.training_data = f"Kinetics-400 (I3D) and text: {ENCODERS[parts.encoder_kind].title}"
+        title = ENCODERS[parts.encoder_kind].title
+        self.training_data = f"Kinetics-400 (I3D) and English texts ({title})"
         self._lock = threading.Lock()
         tower, self._classifier = video_tower(), parts.classifier
         self._params = tower.fill(parts.video)
@@ -290,7 +291,8 @@ class PretrainedRecognizer(VideoRanker):
             "classifier/bias": parts.classifier.bias,
             **{f"features/{block}": parts.features[block].astype(np.float16) for block in BLOCKS},
         }
-        if encoder.map_UW is not None and parts.own_labels_AU is not None:
+        if ENCODERS[encoder.kind].is_mapped:
+            assert encoder.map_UW is not None and parts.own_labels_AU is not None
             arrays |= {MAP: encoder.map_UW, OWN_LABELS: parts.own_labels_AU}
         seen = [
             parts.actions[row]
@@ -339,10 +341,15 @@ class PretrainedRecognizer(VideoRanker):
 
     @functools.cached_property
     def _load_encoder(self) -> TextEncoder:
-        return self._parts.encoder()
+        encoder = self._parts.encoder()
+        return_free_memory()  # loading frees as much as it keeps
+        return encoder
 
     def release_text_encoder(self) -> None:
-        """Frees the memory of MPNet or MiniLM; `embed_actions` loads it again if it is needed."""
+        """Frees the memory of MPNet or MiniLM; `embed_actions` loads it again if it is needed.
+
+        A model that somebody saved keeps a copy of the weights, from which it is loaded again.
+        """
         with self._lock:
             if vars(self).pop("_load_encoder", None) is not None:
                 return_free_memory()

