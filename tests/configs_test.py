@@ -38,6 +38,15 @@ def test_config_is_valid_and_has_a_corpus_and_a_frozen_text_tower(name):
     assert config.text.corpus.startswith("actionhub/") and config.text_tower.trainable == "none"
 
 
+@pytest.mark.parametrize(("text_tower", "width"), [("minilm_package", 384), ("mpnet_package", 768)])
+def test_text_tower_of_the_prototypes_is_the_argument_of_their_config(text_tower, width):
+    module = importlib.import_module("coco_jax.configs.kinetics_prototypes")
+    config = module.get_config(text_tower)
+    validate(config)
+    assert config.text_tower.width == width and config.text_tower.trainable == "none"
+    assert module.get_config().text_tower.width == 384
+
+
 # The others have the first one's towers, or PE-Core's, of which tests/weights/pe_test.py has the shapes.
 @pytest.mark.parametrize("name", NAMES[:4])
 def test_towers_have_the_published_size_and_a_step_keeps_all_shapes(name):
