@@ -2,8 +2,8 @@
 
     python -m tfds_builders.build kinetics_prototypes actionhub/starter --data_dir=data
 
-300 actions are seen, 100 unseen, in 16 random class splits. MiniLM embeds the texts; with
-`--config=kinetics_prototypes:mpnet_package`, MPNet does, which takes 7 minutes longer. The map from texts
+300 actions are seen, 100 unseen, in 16 random class splits. MiniLM embeds the texts. With
+`--config=kinetics_prototypes:mpnet_package` MPNet does, which takes 7 minutes longer. The map from texts
 to prototypes is kernel ridge regression, whose constants are trained on episodes of seen actions. What
 was chosen was chosen on validation classes of the splits 0 to 7 (docs/findings.md).
 """
