@@ -229,7 +229,9 @@ class TextEncoder:
         return self.mapped(self.own_means(groups))
 
 
-def encode_starter(encoder: TextEncoder, names: Sequence[str] | None = None) -> dict[str, Any]:
+def encode_starter(
+    encoder: TextEncoder, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Features of the starter corpus, by block: float16, of shape [actions, width].
 
     Args:

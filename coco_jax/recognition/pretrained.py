@@ -264,8 +264,7 @@ class PretrainedRecognizer(VideoRanker):
             settings, "windows", lambda x: type(x) is int and 1 <= x <= 100, "from 1 to 100", where
         )
         encoder = folders.checked(
-            {"text_encoder": "minilm"}
-            | dict(settings),  # which version 1 of the format does not name
+            settings,
             "text_encoder",
             lambda x: isinstance(x, str) and x in ENCODERS,
             f"one of {', '.join(ENCODERS)}",

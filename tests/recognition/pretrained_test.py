@@ -319,6 +319,17 @@ def test_model_saved_by_version_1_of_the_format_is_read(recognizer, tmp_path):
     np.testing.assert_allclose(got.v_KF, want.v_KF, atol=1e-3)  # features are saved as float16
 
 
+def test_model_of_version_2_must_name_its_text_encoder(saved, tmp_path):
+    for file in saved.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((saved / "config.json").read_text())
+    del config["text_encoder"]
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"text_encoder must be one of .*, and is nothing"):
+        coco_jax.load(tmp_path)
+
+
 def test_corpus_has_no_features_of_minilm_alone():
     with pytest.raises(ValueError, match="'minilm' does not have the features of the corpus"):
         parts.Parts.published("minilm")
