@@ -14,7 +14,7 @@ are stored; with MiniLM it is encoded first, which takes two minutes. minilm_to_
 only: the names of the unseen actions are encoded with MiniLM, and a map estimates MPNet's features. The
 map is fitted on the other actions, whose captions are averaged: three texts an action, not all 16,528
 texts, as the map in the package. All constants were chosen on actions held out of the seen ones of
-splits 0 to 7; the default splits (200 to 215) were used for nothing else.
+splits 0 to 7; nothing was chosen on the default splits (200 to 215).
 """
 
 from collections.abc import Callable, Mapping
