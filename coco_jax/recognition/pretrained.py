@@ -38,11 +38,11 @@ from coco_jax.recognition.parts import (
     CAPTIONS,
     ENCODERS,
     MAP,
-    OWN_LABELS,
     TEMPLATES,
+    UNMAPPED_LABELS,
     Parts,
     TextEncoder,
-    return_free_memory,
+    trim_heap,
     unit,
     video_tower,
 )
@@ -122,7 +122,7 @@ def estimate_texts(
     label_NW: Float[np.ndarray, "N W"],
     known: Mapping[str, Float[np.ndarray, "A W"]],
     temperature: float = SIMILARITY_TEMPERATURE,
-    own: tuple[Float[np.ndarray, "N U"], Float[np.ndarray, "A U"]] | None = None,
+    compared: tuple[Float[np.ndarray, "N U"], Float[np.ndarray, "A U"]] | None = None,
 ) -> dict[str, Float[np.ndarray, "N W"]]:
     """Features of all texts of actions, from those of their names.
 
@@ -133,13 +133,13 @@ def estimate_texts(
       label_NW: features of the names, unit length.
       known: features of the texts of other actions by block: label, definition, captions.
       temperature: of the softmax over the cosines of the names.
-      own: other features of the names and of the labels of `known`, by which they are compared; by
+      compared: features of the names and of the labels of `known`, by which they are compared; by
         default `label_NW` and `known["label"]`.
 
     Returns:
       Features by block, unit length.
     """
-    name_NU, known_AU = own or (label_NW, known["label"])
+    name_NU, known_AU = compared or (label_NW, known["label"])
     weight_NA = np.exp((name_NU @ known_AU.T - 1) / temperature)
     weight_NA /= weight_NA.sum(1, keepdims=True)
     found = {"label": label_NW}
@@ -291,8 +291,8 @@ class PretrainedRecognizer(VideoRanker):
             **{f"features/{block}": parts.features[block].astype(np.float16) for block in BLOCKS},
         }
         if ENCODERS[encoder.kind].is_mapped:
-            assert encoder.map_UW is not None and parts.own_labels_AU is not None
-            arrays |= {MAP: encoder.map_UW, OWN_LABELS: parts.own_labels_AU}
+            assert encoder.map_UW is not None and parts.unmapped_labels_AU is not None
+            arrays |= {MAP: encoder.map_UW, UNMAPPED_LABELS: parts.unmapped_labels_AU}
         seen = [
             parts.actions[row]
             for row in map(self._row, parts.classifier.classes)
@@ -341,7 +341,7 @@ class PretrainedRecognizer(VideoRanker):
     @functools.cached_property
     def _load_encoder(self) -> TextEncoder:
         encoder = self._parts.encoder()
-        return_free_memory()  # loading frees as much as it keeps
+        trim_heap()  # loading leaves several hundred megabytes
         return encoder
 
     def release_text_encoder(self) -> None:
@@ -351,7 +351,7 @@ class PretrainedRecognizer(VideoRanker):
         """
         with self._lock:
             if vars(self).pop("_load_encoder", None) is not None:
-                return_free_memory()
+                trim_heap()
 
     def embed_actions(
         self,
@@ -438,13 +438,15 @@ class PretrainedRecognizer(VideoRanker):
 
     def _estimate(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
         """Features of actions that are not in the starter corpus, from their names alone."""
-        encoder, known_AU = self._encoder, self._parts.own_labels_AU
-        own_NU = encoder.own_means([[t.format(name) for t in TEMPLATES] for name in names])
+        encoder, known_AU = self._encoder, self._parts.unmapped_labels_AU
+        unmapped_NU = encoder.unmapped_means(
+            [[t.format(name) for t in TEMPLATES] for name in names]
+        )
         found = estimate_texts(
-            encoder.mapped(own_NU),
+            encoder.mapped(unmapped_NU),
             self._parts.features,
             self.settings.similarity_temperature,
-            None if known_AU is None else (own_NU, known_AU),
+            None if known_AU is None else (unmapped_NU, known_AU),
         )
         return [{block: x[n] for block, x in found.items()} for n in range(len(names))]
 

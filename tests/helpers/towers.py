@@ -109,6 +109,27 @@ def reference_gradients(reference, family, part, shapes) -> dict[str, np.ndarray
     return fill(family, part, grads, shapes, "gradients", False)
 
 
+def check_text_tower(config, reference, family, ids, want_XD) -> None:
+    """Compares our text tower, which loads `config`, with the reference: vectors and gradients.
+
+    `ids` are the texts as our tower gets them, and `want_XD` the vectors of the reference.
+    """
+    rng = np.random.default_rng(1)
+    direction = rng.normal(size=want_XD.shape).astype(np.float32)
+    (want_XD * want_XD.new_tensor(direction)).sum().backward()
+    wanted = reference_gradients(reference, family, "text", shapes_of(config)[-1])
+    del wanted["text_out/kernel"]  # constant; the reference does not have it
+    got, gradients = embeddings_and_gradients(load(config), texts_of, ids, direction)
+    assert distance(got, want_XD.detach()) < 1e-5
+    compare_gradients(gradients, wanted)
+
+
+def perturb(reference) -> None:
+    """Adds noise to all parameters of a torch module, so that none is 0 or 1."""
+    for parameter in reference.parameters():
+        parameter.data.add_(0.02 * parameter.new_empty(parameter.shape).normal_())
+
+
 def compare_gradients(got, want, limit=1e-4) -> None:
     """Asserts that the gradient of every parameter equals that of the reference.
 

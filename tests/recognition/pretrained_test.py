@@ -59,7 +59,7 @@ def test_stored_features_of_labels_by_minilm_are_those_of_the_corpus():
     names = list(starter.load())
     labels = [[t.format(name) for t in parts.TEMPLATES] for name in (names[3], names[-1])]
     made = parts.TextEncoder.published("minilm").means(labels)
-    np.testing.assert_allclose(parts.stored()[parts.OWN_LABELS][[3, -1]], made, atol=1e-3)
+    np.testing.assert_allclose(parts.stored()[parts.UNMAPPED_LABELS][[3, -1]], made, atol=1e-3)
 
 
 def test_mapped_features_of_minilm_are_near_those_of_mpnet():
@@ -188,8 +188,8 @@ def test_texts_of_a_new_name_are_estimated_from_those_of_similar_names():
         np.testing.assert_allclose(alike, parts.unit(expected_NW), atol=1e-5)
     np.testing.assert_array_equal(found["label"], label_NW)
     # Names can be compared by other features: here the second new one is like action 9.
-    own = label_NW, np.roll(known["label"], 2, 0)
-    moved = pretrained.estimate_texts(label_NW, known, 0.01, own)["captions"]
+    compared = label_NW, np.roll(known["label"], 2, 0)
+    moved = pretrained.estimate_texts(label_NW, known, 0.01, compared)["captions"]
     expected_W = parts.unit(label_NW[1] + known["captions"][9])
     np.testing.assert_allclose(moved[1], expected_W, atol=1e-5)
 
@@ -298,7 +298,7 @@ def test_model_saved_by_version_1_of_the_format_is_read(recognizer, tmp_path):
     features = {block: parts.unit(rng.normal(size=(count, 384))) for block in parts.BLOCKS}
     minilm = parts.TextEncoder.published("minilm")
     old_parts = parts.Parts.published("minilm_to_mpnet")._replace(
-        features=features, own_labels_AU=None, encoder_kind="minilm", encoder=lambda: minilm
+        features=features, unmapped_labels_AU=None, encoder_kind="minilm", encoder=lambda: minilm
     )
     old = coco_jax.PretrainedRecognizer(parts=old_parts)
     old.save(tmp_path)
@@ -496,10 +496,10 @@ def test_threads_load_the_text_encoder_once(cache):
         loads.append(1)
         time.sleep(0.05)  # while the other threads arrive
         return types.SimpleNamespace(
-            own_means=lambda groups: np.ones((len(groups), 768)) / 768**0.5, mapped=lambda x: x
+            unmapped_means=lambda groups: np.ones((len(groups), 768)) / 768**0.5, mapped=lambda x: x
         )
 
-    published = parts.Parts.published("minilm_to_mpnet")._replace(own_labels_AU=None)
+    published = parts.Parts.published("minilm_to_mpnet")._replace(unmapped_labels_AU=None)
     fresh = pretrained.PretrainedRecognizer(parts=published._replace(encoder=load))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(fresh.embed_actions, [["zorbling"]] * 4))
